@@ -1,0 +1,140 @@
+"""The command ``outpost-export``."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from outpost_runtime.bundle import read_bundle, verify
+from outpost_runtime.errors import OutpostError
+from rich.console import Console
+
+_DESCRIPTION = """\
+Turn a fine-tuned checkpoint into a bundle that outpost serves, and prove what was built.
+"""
+_BUILD_HELP = """\
+SOURCE is a folder that transformers' save_pretrained has written: safetensors weights,
+config.json, tokenizer. Language models, sentence encoders and text classifiers are built.
+
+The build is compared with the checkpoint by running it in Outpost's own runtime. One
+that is worse than its recipe allows is not written; the message says by how much.
+"""
+_EXAMPLES = """\
+examples:
+  outpost-export build ./my-finetune --target cpu-int8 --out bundles/my-model
+  outpost-export build ./base --adapter ./my-lora --target cpu-int8 --out bundles/my-model
+  outpost-export inspect bundles/my-model
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parsed = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        status: int = parsed.run(parsed)
+    except OutpostError as error:
+        sys.stderr.write(f"outpost-export: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"  {error.hint}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("outpost-export: stopped; nothing was written.\n")
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="outpost-export", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_build(
+        commands.add_parser(
+            "build",
+            help="build a bundle and measure it",
+            description=_BUILD_HELP,
+            epilog=_EXAMPLES,
+            formatter_class=raw,
+        )
+    )
+    inspect = commands.add_parser("inspect", help="show a bundle and check its files")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    inspect.add_argument("--json", action="store_true", help="print JSON for programs")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_build(build: argparse.ArgumentParser) -> None:
+    build.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint's folder")
+    build.add_argument("--target", required=True, help="cpu-fp32, cpu-int8 or cpu-int4")
+    build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
+    build.add_argument("--name", help="name of the model (default: the name of DIR)")
+    build.add_argument("--version", help="version of the model (default: 1)")
+    build.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder to merge")
+    build.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in TOML")
+    build.add_argument(
+        "--eval",
+        type=Path,
+        metavar="FILE",
+        help="a text to measure with; for encoders, one text per line",
+    )
+    build.add_argument(
+        "--accept-worse",
+        metavar="REASON",
+        help="build even if a threshold is missed; the reason is recorded in the manifest",
+    )
+    build.set_defaults(run=_build)
+
+
+def _build(parsed: argparse.Namespace) -> int:
+    # The libraries below take seconds to import and log what nobody asked for.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a build never reaches for the network
+    from outpost_export.build import Order, build  # noqa: PLC0415 - see above
+    from outpost_export.inspect import summary  # noqa: PLC0415
+    from outpost_export.progress import ConsoleReporter  # noqa: PLC0415
+    from outpost_export.quiet import silence_libraries  # noqa: PLC0415
+    from outpost_export.recipe import read_recipe  # noqa: PLC0415
+
+    silence_libraries()
+    out: Path = parsed.out.absolute()
+    recipe = read_recipe(
+        parsed.recipe,
+        target=parsed.target,
+        name=parsed.name,
+        default_name=_name_of(out),
+        version=parsed.version,
+    )
+    order = Order(
+        source=parsed.source,
+        adapter=parsed.adapter,
+        recipe=recipe,
+        out=out,
+        evaluation=parsed.eval,
+        accept_worse=parsed.accept_worse,
+    )
+    finished = build(order, ConsoleReporter(Console(stderr=True)))
+    Console().print(summary(finished))
+    return 0
+
+
+def _name_of(out: Path) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", out.name.lower()).strip("-._")[:63]
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from outpost_export.inspect import as_document, as_table  # noqa: PLC0415 - only here
+
+    bundle = read_bundle(parsed.bundle)
+    verify(bundle)
+    if parsed.json:
+        sys.stdout.write(json.dumps(as_document(bundle), indent=2) + "\n")
+    else:
+        Console().print(as_table(bundle))
+    return 0

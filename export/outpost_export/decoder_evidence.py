@@ -1,0 +1,179 @@
+"""Evidence for decoders: the built graph against the checkpoint, token by token.
+
+The checkpoint is read by transformers, the build by the runtime's own decoder and
+engine: what is measured is what will be served.
+"""
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from outpost_runtime.text.decoder import Decoder
+from outpost_runtime.text.engine import TextEngine
+from outpost_runtime.text.request import Event, FailEvent, Sampling, TextRequest, TokenEvent
+from outpost_runtime.text.scoring import Score, score
+
+from outpost_export.progress import Reporter
+
+GREEDY_TOKENS = 32
+"""Length of the greedy continuations that are compared."""
+
+MAX_TOKENS = 1024
+"""Tokens of the evaluation text that are scored, unless the user brings a text."""
+
+_PROMPT_SHARES = (0.05, 0.3, 0.9)
+_GOLDEN_TOKENS = 96
+_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderReference:
+    """What the checkpoint says.
+
+    Attributes:
+        score: Of the evaluation text.
+        prompts: Beginnings of that text.
+        continuations: The greedy continuation of each prompt, without the end token.
+    """
+
+    score: Score
+    prompts: list[list[int]]
+    continuations: list[list[int]]
+
+
+@torch.inference_mode()
+def reference(
+    model: torch.nn.Module, ids: Sequence[int], end_tokens: Sequence[int], reporter: Reporter
+) -> DecoderReference:
+    """Measure the checkpoint.
+
+    Args:
+        model: A causal language model of transformers, float32, in evaluation mode.
+        ids: The evaluation text; at least 2 tokens.
+    """
+    with reporter.step("Reading the checkpoint's own answers", total=1 + len(_PROMPT_SHARES)) as did:
+        logits = model(torch.tensor([list(ids)])).logits[0]
+        source = _score(logits, ids)
+        del logits
+        did(1)
+        prompts = _prompts(ids)
+        continuations = []
+        for prompt in prompts:
+            continuations.append(_continue(model, prompt, end_tokens))
+            did(1)
+    return DecoderReference(score=source, prompts=prompts, continuations=continuations)
+
+
+def measure(
+    decoder: Decoder, wanted: DecoderReference, ids: Sequence[int], reporter: Reporter
+) -> tuple[dict[str, float], Score]:
+    """Measure a build.
+
+    Args:
+        decoder: The build, opened by the runtime; nothing else uses it.
+        ids: The evaluation text of ``wanted``.
+
+    Returns:
+        Figures by name (see gate.py), and the build's score of the text.
+    """
+    with reporter.step("Scoring the build token by token", total=len(ids) - 1) as did:
+        got = score(decoder, ids, did)
+    increase = got.perplexity / wanted.score.perplexity - 1
+    figures = {
+        "evaluated_tokens": float(len(ids)),
+        "perplexity_source": wanted.score.perplexity,
+        "perplexity": got.perplexity,
+        "perplexity_increase": increase,
+        "perplexity_difference": abs(increase),
+        "top1_agreement": got.agreement(wanted.score.top_tokens),
+    }
+    return figures, got
+
+
+def greedy_tokens(
+    decoder: Decoder, wanted: DecoderReference, end_tokens: Sequence[int], reporter: Reporter
+) -> int:
+    """Return how many greedy tokens agree with the checkpoint's in the worst of the prompts.
+
+    A continuation that agrees to its end counts as :data:`GREEDY_TOKENS`. The
+    decoder is given to an engine and closed with it.
+    """
+    engine = TextEngine(
+        decoder, decode_text=lambda _: "", end_tokens=frozenset(end_tokens), queue_limit=1
+    )
+    try:
+        with reporter.step("Comparing greedy answers", total=len(wanted.prompts)) as did:
+            agreeing = []
+            for prompt, expected in zip(wanted.prompts, wanted.continuations, strict=True):
+                agreeing.append(_agreeing(_generate(engine, prompt), expected))
+                did(1)
+    finally:
+        engine.close()
+    return min(agreeing)
+
+
+def golden(ids: Sequence[int], got: Score) -> tuple[dict[str, np.ndarray], float]:
+    """Return golden tensors, and the perplexity that the build gives them."""
+    count = min(_GOLDEN_TOKENS, len(ids))
+    part = Score(
+        log_probabilities=got.log_probabilities[: count - 1],
+        top_tokens=got.top_tokens[: count - 1],
+    )
+    tensors = {"input_ids": np.array(ids[:count], np.int64), "top_tokens": part.top_tokens}
+    return tensors, part.perplexity
+
+
+def _score(logits: torch.Tensor, ids: Sequence[int]) -> Score:
+    following = torch.tensor(ids[1:])
+    log_probabilities = []
+    for start in range(0, len(following), _ROWS):  # a whole vocabulary of float64 is large
+        rows = logits[start : min(start + _ROWS, len(following))].double().log_softmax(-1)
+        wanted = following[start : start + _ROWS, None]
+        log_probabilities.append(rows.gather(1, wanted)[:, 0].numpy())
+    return Score(
+        log_probabilities=np.concatenate(log_probabilities),
+        top_tokens=logits[:-1].argmax(-1).numpy(),
+    )
+
+
+def _prompts(ids: Sequence[int]) -> list[list[int]]:
+    longest = max(1, len(ids) - GREEDY_TOKENS)
+    return [list(ids[: max(1, int(longest * share))]) for share in _PROMPT_SHARES]
+
+
+def _continue(model: torch.nn.Module, prompt: list[int], end_tokens: Sequence[int]) -> list[int]:
+    output = model.generate(  # type: ignore[operator]  # transformers is untyped
+        torch.tensor([prompt]),
+        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
+        max_new_tokens=GREEDY_TOKENS,
+        do_sample=False,
+        top_k=None,
+        top_p=None,
+        repetition_penalty=1.0,
+        eos_token_id=list(end_tokens) or None,
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()
+    return [int(token) for token in output if token not in end_tokens]
+
+
+def _generate(engine: TextEngine, prompt: list[int]) -> list[int]:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    request = TextRequest(
+        prompt_ids=tuple(prompt), sampling=Sampling(), max_new_tokens=GREEDY_TOKENS
+    )
+    engine.submit(request, events.put)
+    tokens: list[int] = []
+    while isinstance(event := events.get(), TokenEvent):
+        tokens.append(event.token_id)
+    if isinstance(event, FailEvent):
+        raise event.error
+    return tokens
+
+
+def _agreeing(got: list[int], expected: list[int]) -> int:
+    if got == expected:
+        return GREEDY_TOKENS
+    pairs = zip(got, expected, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(got), len(expected)))

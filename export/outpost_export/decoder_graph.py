@@ -1,0 +1,128 @@
+"""Decoder graphs, written by onnxruntime-genai's model builder and corrected where it errs.
+
+The builder (``onnxruntime_genai.models.builder``, verified with 0.18.0 against
+transformers 5.23) is right for Llama, Qwen 2 and 3, and Phi 3. For Gemma 3 it has
+faults; :class:`Gemma3Builder` corrects them and names each, so that it can be
+deleted when upstream is right. Whatever else it may get wrong, the evidence of
+the build finds: no graph leaves the exporter unmeasured.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnxruntime_genai.models import builder
+from onnxruntime_genai.models.builders import Gemma3Model
+
+from outpost_export import graph
+
+_LOG = logging.getLogger(__name__)
+
+
+class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
+    """Gemma 3 as transformers 5 computes it.
+
+    Upstream faults, all seen with onnxruntime-genai 0.18.0:
+
+    1. transformers 5 nests ``rope_parameters`` by layer type; the builder expects
+       them flat and stops with ``KeyError: 'rope_type'``.
+    2. The builder reads ``rope_theta`` and ``rope_local_base_freq`` from the top of
+       the configuration, where transformers 5 no longer has them.
+    3. The linear RoPE scaling of the global layers is applied to the local layers too.
+    4. The embedding scale is rounded to two decimals.
+    """
+
+    def __init__(self, config: Any, *args: Any) -> None:
+        super().__init__(config, *args)
+        self.embed_attrs["scale"] = float(np.float32(self.hidden_size**0.5))  # fault 4
+
+    def make_config_init(self, config: Any) -> None:
+        """Flatten the RoPE parameters before anything reads them (faults 1 and 2)."""
+        super().make_config_init(config)
+        rope = config.rope_parameters
+        if "full_attention" in rope:
+            config.rope_theta = rope["full_attention"]["rope_theta"]
+            config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+            config.rope_parameters = dict(rope["full_attention"])
+
+    def make_rotary_embedding_caches_from_scratch(self) -> Any:
+        """Compute one cache; the local one, which comes last, without scaling (fault 3)."""
+        if self.rope_attrs["theta"] == self.rope_local_theta:
+            self.rope_attrs["rescale_factors"] = 1
+        return super().make_rotary_embedding_caches_from_scratch()
+
+
+def write_decoder_graph(
+    checkpoint: Path, out: Path, *, bits: int | None, block_size: int, context_length: int
+) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data`` into ``out``.
+
+    Args:
+        checkpoint: Folder saved by transformers 5.
+        out: An existing folder.
+        bits: 4 or 8 for weights in blocks (``MatMulNBits``), None for float32.
+        block_size: Weights that share a scale.
+        context_length: Positions for which RoPE caches are written.
+
+    Raises:
+        Exception: Whatever the builder raises; it has no error classes of its own.
+    """
+    options = [
+        "prune_lm_head=true",  # logits of the last token only: prefill is three times faster
+        "windowed_kv_cache=false",
+        f"block_size={block_size}",
+        "accuracy_level=4",  # int8 activations, quantized per block
+    ]
+    precision = {None: "fp32", 8: "int8", 4: "int4"}[bits]
+    with tempfile.TemporaryDirectory() as scratch, _corrected_builder(), _quiet():
+        arguments = (None, str(checkpoint), scratch, precision, "cpu", scratch)
+        parsed = builder.parse_extra_options(*arguments, options)
+        config = parsed["hf_details"]["hf_config"]
+        _cap_context(config, context_length)
+        builder.create_model(*arguments, **parsed)
+        model = graph.load(Path(scratch) / "model.onnx")
+    graph.fix_head_dim(model, _head_dim(config))
+    if config.tie_word_embeddings and bits is not None:
+        graph.tie_embedding_to_head(model)
+    graph.save(model, out / "model.onnx")
+
+
+def _head_dim(config: Any) -> int:
+    explicit = getattr(config, "head_dim", None)
+    return int(explicit or config.hidden_size // config.num_attention_heads)
+
+
+def _cap_context(config: Any, context_length: int) -> None:
+    # RoPE caches for 32k positions cost 67 MB that a device with a 2k context never reads.
+    # Long-RoPE variants choose their factors by this very number, so theirs stays.
+    if getattr(config, "original_max_position_embeddings", None) is None:
+        config.max_position_embeddings = min(config.max_position_embeddings, context_length)
+
+
+@contextlib.contextmanager
+def _corrected_builder() -> Iterator[None]:
+    upstream = builder.Gemma3Model
+    builder.Gemma3Model = Gemma3Builder
+    try:
+        yield
+    finally:
+        builder.Gemma3Model = upstream
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The builder prints, and the quantizer logs two lines for every node of the graph.
+    output = io.StringIO()
+    quantizer = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
+    quantizer.disabled = True
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            yield
+    finally:
+        quantizer.disabled = False
+        _LOG.debug("%s", output.getvalue())

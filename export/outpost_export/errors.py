@@ -1,0 +1,31 @@
+"""What can go wrong while a bundle is built.
+
+OutpostError (of the runtime)
+└── ExportError
+    ├── SourceError      the checkpoint or adapter cannot be used: bring another
+    ├── RecipeError      the recipe or an option is wrong: change it
+    ├── ConversionError  a library failed on this source: report it, or use another target
+    └── EvidenceError    the build is worse than its recipe allows: change the recipe
+"""
+
+from outpost_runtime.errors import OutpostError
+
+
+class ExportError(OutpostError):
+    """No bundle was built."""
+
+
+class SourceError(ExportError):
+    """The checkpoint or adapter cannot be used."""
+
+
+class RecipeError(ExportError):
+    """The recipe or an option is wrong."""
+
+
+class ConversionError(ExportError):
+    """A library failed on this source."""
+
+
+class EvidenceError(ExportError):
+    """The build is worse than its recipe allows."""

@@ -1,0 +1,122 @@
+"""Passes over finished ONNX graphs: what the builder leaves undone, and what must not ship."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto, helper
+
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+_EXTERNAL_FROM_BYTES = 1024
+
+
+def load(path: Path) -> ModelProto:
+    """Read a model and its external data into memory."""
+    return onnx.load(path)
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Write a model with all larger tensors in ``<name>.data`` beside it.
+
+    Debugging notes that exporters leave in graphs (stack traces with paths of the
+    building machine) are removed: they would differ between machines, and they
+    tell strangers about ours.
+    """
+    _strip_notes(model)
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)  # onnx appends to an existing file
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        location=data.name,
+        size_threshold=_EXTERNAL_FROM_BYTES,
+    )
+
+
+def fix_head_dim(model: ModelProto, head_dim: int) -> None:
+    """Write the head size into the key/value inputs and outputs, where the builder has a name."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_value = head_dim
+
+
+def tie_embedding_to_head(model: ModelProto) -> bool:
+    """Let the token embedding read the quantized weights of the tied output head.
+
+    The builder leaves the embedding of int8 models in float32, although the head
+    holds the same numbers (for Gemma 3 270M: 671 MB beside 178 MB). The lookup
+    becomes a ``GatherBlockQuantized`` on the head's blocks.
+
+    Returns:
+        Whether there was a float embedding and a quantized head to tie.
+    """
+    gather = _find(model.graph.node, "/model/embed_tokens/Gather")
+    heads = [n for n in model.graph.node if n.name.startswith("/lm_head/MatMul_Q")]
+    if gather is None or gather.op_type != "Gather" or len(heads) != 1:
+        return False
+    attributes = {a.name: a.i for a in heads[0].attribute}
+    if len(heads[0].input) > 3 and heads[0].input[3]:
+        return False  # the head has zero points, which no build of ours asks for
+    _, blocks, scales = heads[0].input[:3]
+    columns = attributes["K"] * attributes["bits"] // 8
+    model.graph.initializer.append(
+        helper.make_tensor("embed_shape", onnx.TensorProto.INT64, [2], [attributes["N"], columns])
+    )
+    rows = helper.make_node("Reshape", [blocks, "embed_shape"], ["embed_rows"], name="embed_rows")
+    lookup = helper.make_node(
+        "GatherBlockQuantized",
+        ["embed_rows", gather.input[1], scales],
+        list(gather.output),
+        name=gather.name,
+        domain=MICROSOFT,
+        bits=attributes["bits"],
+        block_size=attributes["block_size"],
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    weights = gather.input[0]
+    replace(model, gather, [rows, lookup])
+    drop_if_unused(model, weights)
+    return True
+
+
+def replace(model: ModelProto, node: NodeProto, by: list[NodeProto]) -> None:
+    """Put other nodes in the place of one."""
+    position = list(model.graph.node).index(node)
+    model.graph.node.remove(node)
+    for offset, successor in enumerate(by):
+        model.graph.node.insert(position + offset, successor)
+
+
+def drop_if_unused(model: ModelProto, initializer: str) -> None:
+    """Remove a weight that no node reads any more."""
+    if any(initializer in node.input for node in model.graph.node):
+        return
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != initializer]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def import_microsoft(model: ModelProto) -> None:
+    """Declare that the model uses ONNX Runtime's own operators."""
+    if all(opset.domain != MICROSOFT for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+
+
+def _find(nodes: Iterable[NodeProto], name: str) -> NodeProto | None:
+    return next((node for node in nodes if node.name == name), None)
+
+
+def _strip_notes(model: ModelProto) -> None:
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    described = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for thing in (*described, *model.functions):
+        thing.doc_string = ""
+        del thing.metadata_props[:]

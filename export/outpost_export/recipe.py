@@ -1,0 +1,139 @@
+"""The recipe: what to build from a source. Frozen, and hashed into the manifest.
+
+A recipe file is TOML; every key may be missing::
+
+    name = "press-line"            # default: the name of the output folder
+    version = "3"
+    task = "text-generation"       # default: inferred from the checkpoint
+    licence = "gemma"              # default: what the checkpoint's card says
+    context_length = 2048          # decoders: positions that a device will hold
+    block_size = 32                # quantized targets: weights that share a scale
+
+    [thresholds]                   # what the evidence must show; see gate.py
+    perplexity_increase = 0.02
+"""
+
+import hashlib
+import re
+import tomllib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from outpost_runtime.documents import Reader, canonical_json
+from outpost_runtime.errors import InvalidInputError
+
+from outpost_export.errors import RecipeError
+from outpost_export.gate import RULES
+
+BITS_OF_TARGET: dict[str, int | None] = {"cpu-fp32": None, "cpu-int8": 8, "cpu-int4": 4}
+"""Targets, and the bits of their weights; None is float32."""
+
+DECODER_TASK = "text-generation"
+EMBEDDING_TASK = "feature-extraction"
+CLASSIFIER_TASKS = ("text-classification", "token-classification")
+TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What to build; None means "as the source says".
+
+    Raises:
+        RecipeError: A value is outside of what can be built.
+    """
+
+    target: str
+    name: str
+    version: str = "1"
+    task: str | None = None
+    licence: str | None = None
+    context_length: int = 2048
+    block_size: int = 32
+    thresholds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.target in BITS_OF_TARGET, f"target '{self.target}' is not one of", BITS_OF_TARGET),
+            (self.task is None or self.task in TASKS, f"task '{self.task}' is not one of", TASKS),
+            (self.block_size in _BLOCK_SIZES, "block_size is not one of", _BLOCK_SIZES),
+        )
+        for holds, problem, known in checks:
+            if not holds:
+                raise RecipeError(f"The {problem} {', '.join(map(str, known))}.")
+        for key, value in (("name", self.name), ("version", self.version)):
+            if not _NAME.fullmatch(value):
+                raise RecipeError(
+                    f"The {key} '{value}' must be lower-case letters, digits, '.', '_' and '-', "
+                    "at most 63.",
+                    hint=f"Choose another with --{key}.",
+                )
+        if self.context_length < 16:  # noqa: PLR2004 - less holds no question and answer
+            raise RecipeError("The context_length must be at least 16.")
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of the weights; None is float32."""
+        return BITS_OF_TARGET[self.target]
+
+    def with_defaults(self, *, task: str, licence: str) -> "Recipe":
+        """Return the recipe completed by what was found in the source."""
+        recipe = replace(self, task=self.task or task, licence=self.licence or licence)
+        return replace(recipe, thresholds=_default_thresholds(recipe) | self.thresholds)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the recipe's canonical JSON."""
+        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()
+
+
+def read_recipe(
+    path: Path | None, *, target: str, name: str | None, default_name: str, version: str | None
+) -> Recipe:
+    """Read a recipe file, or make a recipe without one; what is named beside it wins.
+
+    Raises:
+        RecipeError: The file is no TOML, or has unknown, wrong or impossible values.
+    """
+    try:
+        document = {} if path is None else tomllib.loads(path.read_text("utf-8"))
+        reader = Reader(document, path=str(path or "recipe"))
+        in_file = reader.string("name", default_name), reader.string("version", "1")
+        thresholds = reader.optional("thresholds", reader.table)
+        recipe = Recipe(
+            target=target,
+            name=name or in_file[0],
+            version=version or in_file[1],
+            task=reader.optional("task", reader.string),
+            licence=reader.optional("licence", reader.string),
+            context_length=reader.integer("context_length", 2048),
+            block_size=reader.integer("block_size", 32),
+            thresholds=_thresholds(thresholds) if thresholds else {},
+        )
+        reader.end()
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from error
+    except InvalidInputError as error:
+        raise RecipeError(error.message, hint="See 'outpost-export build --help'.") from error
+    return recipe
+
+
+def _thresholds(reader: Reader) -> dict[str, float]:
+    values = {key: float(value) for key, value in reader.named((int, float)).items()}
+    for key in values:
+        if key not in RULES:
+            raise reader.fault(key, f"is not one of {', '.join(RULES)}")
+    return values
+
+
+def _default_thresholds(recipe: Recipe) -> dict[str, float]:
+    exact = recipe.bits is None
+    if recipe.task == DECODER_TASK:
+        if exact:
+            return {"perplexity_difference": 0.001, "greedy_tokens": 32}
+        return {"perplexity_increase": 0.01}
+    if recipe.task == EMBEDDING_TASK:
+        return {"cosine": 0.999 if exact else 0.99}
+    return {"label_agreement": 1.0, "max_difference": 1e-3} if exact else {"label_agreement": 0.95}

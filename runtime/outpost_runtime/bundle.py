@@ -1,0 +1,163 @@
+"""Bundles on disk: a folder with ``manifest.json`` and exactly the files that it lists."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpost_runtime.errors import BundleError
+from outpost_runtime.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    bundle_digest,
+    encode_manifest,
+    parse_manifest,
+)
+
+_CHUNK = 1 << 20
+_DAMAGED = "The bundle was damaged or changed after it was built; get it again."
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes done since the last call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A bundle whose manifest has been read; :func:`verify` says whether its files are right."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+    def path(self, name: str) -> Path:
+        """Return where a file of this bundle lies."""
+        return self.folder / name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all listed files."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest; its files are not touched.
+
+    Raises:
+        BundleError: There is no manifest, or it is no manifest of a known format.
+    """
+    data = read_manifest_bytes(folder)
+    return Bundle(folder=folder, manifest=parse_manifest(data), digest=bundle_digest(data))
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """Return the bytes of a bundle's manifest, at most 4 MiB.
+
+    Raises:
+        BundleError: There is none, or it is larger.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}).",
+            hint="A bundle is a folder made by 'outpost-export build'.",
+        ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes.")
+    return data
+
+
+def verify(bundle: Bundle, progress: Progress | None = None) -> None:
+    """Check that the folder holds exactly the listed files with the listed bytes.
+
+    Raises:
+        BundleError: A file is missing, damaged or not listed; it is named.
+    """
+    check_no_strangers(bundle)
+    for name, entry in bundle.manifest.files.items():
+        read_file(bundle, name, entry, lambda _: None, progress)
+
+
+def check_no_strangers(bundle: Bundle) -> None:
+    """Refuse files and links that the manifest does not list.
+
+    Raises:
+        BundleError: There is one; it is named.
+    """
+    listed = {*bundle.manifest.files, MANIFEST_NAME}
+    for path in sorted(bundle.folder.rglob("*")):
+        name = path.relative_to(bundle.folder).as_posix()
+        if path.is_symlink() or (name not in listed and not path.is_dir()):
+            raise BundleError(f"{path} is not listed in the bundle's manifest.", hint=_DAMAGED)
+
+
+def read_file(
+    bundle: Bundle,
+    name: str,
+    entry: FileEntry,
+    sink: Callable[[bytes], object],
+    progress: Progress | None = None,
+) -> None:
+    """Read one file of a bundle into ``sink`` and check it on the way.
+
+    The last bytes may have reached ``sink`` when the check fails: persist nothing before it ends.
+
+    Raises:
+        BundleError: The file is missing, unreadable, or not what the manifest lists.
+    """
+    digest, rest, path = hashlib.sha256(), entry.size, bundle.path(name)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"{path} cannot be read: {reason}.", hint=_DAMAGED) from error
+    with file:
+        while chunk := file.read(min(_CHUNK, rest + 1)):
+            rest -= len(chunk)
+            digest.update(chunk)
+            if rest < 0:
+                break
+            sink(chunk)
+            if progress:
+                progress(len(chunk))
+    if rest != 0 or digest.hexdigest() != entry.sha256:
+        raise BundleError(f"{path} is not the file that the manifest lists.", hint=_DAMAGED)
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return size and digest of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size=path.stat().st_size, sha256=digest)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Complete a folder of files to a bundle; its files must be those the manifest lists."""
+    data = encode_manifest(manifest)
+    write_durably(folder / MANIFEST_NAME, data)
+    return Bundle(folder=folder, manifest=parse_manifest(data), digest=bundle_digest(data))
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file so that after a power cut it has either the old or the new content."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

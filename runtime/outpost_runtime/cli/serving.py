@@ -1,0 +1,62 @@
+"""``outpost serve``."""
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING
+
+from outpost_runtime.cli.storing import add_store_option
+from outpost_runtime.client import DEFAULT_ADDRESS
+from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.store import Store
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_DEFAULT_METRICS = "127.0.0.1:8000"
+
+
+def add_commands(commands: "Commands") -> None:
+    """Describe the commands of this file."""
+    serve = commands.add_parser("serve", help="serve every active model of the store")
+    serve.add_argument("--address", default=DEFAULT_ADDRESS, help="for gRPC (%(default)s)")
+    serve.add_argument(
+        "--metrics-address", default=_DEFAULT_METRICS, help="for Prometheus (%(default)s)"
+    )
+    serve.add_argument("--threads", type=int, metavar="N", help="per run (default: all cores)")
+    serve.add_argument(
+        "--allow-remote-unauthenticated",
+        action="store_true",
+        help="listen beyond this machine; anybody who reaches the port can use the models",
+    )
+    add_store_option(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.models import open_active  # noqa: PLC0415 - loads ONNX Runtime
+    from outpost_runtime.server.app import Address, serve_until_signal  # noqa: PLC0415
+
+    addresses = Address.parse(parsed.address), Address.parse(parsed.metrics_address)
+    for address in addresses:
+        if not address.is_loopback and not parsed.allow_remote_unauthenticated:
+            raise ConfigurationError(
+                f"{address} can be reached from other machines, and nothing asks them who they are.",
+                hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
+            )
+    if parsed.threads is not None and parsed.threads < 1:
+        raise ConfigurationError("--threads must be at least 1.")
+    store = Store(parsed.store)
+    if not store.slots():
+        raise ConfigurationError(
+            f"The store {parsed.store} has no models.",
+            hint="Bring one with 'outpost add BUNDLE --store DIR'.",
+        )
+    models = open_active(store, threads=parsed.threads)
+    if not list(models):
+        models.close()
+        raise ConfigurationError(
+            f"None of the models in {parsed.store} could be opened.",
+            hint="The messages above say why; add the bundles again.",
+        )
+    asyncio.run(serve_until_signal(models, *addresses))
+    return 0

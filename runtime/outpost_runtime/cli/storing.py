@@ -1,0 +1,132 @@
+"""``outpost add``, ``status`` and ``check``: what is in the store."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outpost_runtime.bundle import Progress, read_bundle, verify
+from outpost_runtime.client import DEFAULT_ADDRESS, Client
+from outpost_runtime.errors import BundleError, NotFoundError
+from outpost_runtime.store import DEFAULT_STORE, Store
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_MEGA = 1_000_000
+
+
+def add_commands(commands: "Commands") -> None:
+    """Describe the commands of this file."""
+    add = commands.add_parser("add", help="verify a bundle and make it the active one of its name")
+    add.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
+    add_store_option(add)
+    add.set_defaults(run=_add)
+    status = commands.add_parser("status", help="show what is in the store and whether it is served")
+    status.add_argument("--json", action="store_true", help="print JSON for programs")
+    status.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
+    add_store_option(status)
+    status.set_defaults(run=_status)
+    check = commands.add_parser(
+        "check", help="run active bundles' golden inputs on this machine and compare the answers"
+    )
+    check.add_argument("models", nargs="*", metavar="MODEL", help="names (default: all)")
+    add_store_option(check)
+    check.set_defaults(run=_check)
+
+
+def add_store_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--store``."""
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=DEFAULT_STORE,
+        metavar="DIR",
+        help="the store's folder (%(default)s)",
+    )
+
+
+def _add(parsed: argparse.Namespace) -> int:
+    size = read_bundle(parsed.bundle).size
+    stored = Store(parsed.store).add(parsed.bundle, _progress(size))
+    manifest = stored.manifest
+    sys.stdout.write(
+        f"{manifest.name} {manifest.version} ({manifest.target}, {stored.size / _MEGA:.1f} MB) "
+        f"is active in {parsed.store}\n"
+    )
+    return 0
+
+
+def _progress(size: int) -> Progress | None:
+    if not sys.stderr.isatty():
+        return None
+    done = 0
+
+    def show(count: int) -> None:
+        nonlocal done
+        done += count
+        end = "\n" if done >= size else ""
+        sys.stderr.write(f"\rverifying and copying: {done * 100 // max(size, 1)} %{end}")
+
+    return show
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    store = Store(parsed.store)
+    rows = [_row(store, name, slot.active) for name, slot in store.slots().items()]
+    with Client(parsed.address) as client:
+        serving = client.is_serving()
+    if parsed.json:
+        document = {"store": str(parsed.store), "serving": serving, "models": rows}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return 0
+    sys.stdout.write(f"store   {parsed.store}\n")
+    sys.stdout.write(f"server  {parsed.address}: {'serving' if serving else 'not reachable'}\n\n")
+    if not rows:
+        sys.stdout.write("No models yet; 'outpost add BUNDLE' brings one.\n")
+    for row in rows:
+        sys.stdout.write(
+            f"{row['name']:24} {row['version']:8} {row['target']:10} {row['task']:20} "
+            f"{row['size'] / _MEGA:9.1f} MB  {row['digest'][:12]}  {row['state']}\n"
+        )
+    return 0
+
+
+def _row(store: Store, name: str, digest: str) -> dict[str, Any]:
+    try:
+        bundle = store.bundle(digest)
+    except BundleError as error:
+        unknown = dict.fromkeys(("version", "target", "task"), "?")
+        return {"name": name, **unknown, "size": 0, "digest": digest, "state": error.message}
+    manifest = bundle.manifest
+    return {
+        "name": name,
+        "version": manifest.version,
+        "target": manifest.target,
+        "task": manifest.task,
+        "size": bundle.size,
+        "digest": digest,
+        "state": "active",
+    }
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from outpost_runtime import golden  # noqa: PLC0415 - loads ONNX Runtime, which takes a second
+    from outpost_runtime.models import open_model  # noqa: PLC0415
+
+    store = Store(parsed.store)
+    slots = store.slots()
+    for name in parsed.models or slots:
+        if name not in slots:
+            raise NotFoundError(f"There is no model '{name}' in {parsed.store}.")
+        bundle = store.bundle(slots[name].active)
+        verify(bundle)
+        model = open_model(bundle)
+        try:
+            measured = golden.check(model)
+        finally:
+            model.close()
+        figures = ", ".join(f"{key} {value:.6g}" for key, value in measured.items())
+        sys.stdout.write(f"{name}: as built ({figures})\n")
+    return 0

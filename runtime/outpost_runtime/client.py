@@ -1,0 +1,110 @@
+"""A client of the gRPC API, for commands and examples."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc, text_pb2, text_pb2_grpc
+
+from outpost_runtime.errors import (
+    BusyError,
+    DeadlineError,
+    ExecutionError,
+    InvalidInputError,
+    NotFoundError,
+    OutpostError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+
+_MAX_RESPONSE_BYTES = 64 << 20
+_HEALTH_SECONDS = 2.0
+_ERRORS: dict[grpc.StatusCode, type[OutpostError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidInputError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+}
+
+
+class Client:
+    """A connection to a server; a context manager.
+
+    Args:
+        address: ``host:port`` of the server's gRPC listener.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._address = address
+        options = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
+        self._channel = grpc.insecure_channel(address, options)
+        self._text = text_pb2_grpc.TextStub(self._channel)
+        self._embeddings = embeddings_pb2_grpc.EmbeddingsStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def generate(self, request: text_pb2.GenerateRequest) -> Iterator[text_pb2.GenerateResponse]:
+        """Yield the pieces of an answer and its summary; closing the iterator cancels the call.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        call = self._text.Generate(request)
+        try:
+            with self._errors():
+                yield from call
+        finally:
+            call.cancel()
+
+    def ask(self, model: str, question: str) -> str:
+        """Return a whole answer to one question, greedily, as a chat.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        request = text_pb2.GenerateRequest(model=model)
+        request.chat.messages.add(role="user", content=question)
+        request.parameters.temperature = 0
+        return "".join(response.piece.text for response in self.generate(request))
+
+    def embed(self, model: str, texts: Sequence[str]) -> list[list[float]]:
+        """Return one vector per text.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        request = embeddings_pb2.EmbedRequest(model=model, texts=texts)
+        with self._errors():
+            response = self._embeddings.Embed(request)
+        return [list(embedding.values) for embedding in response.embeddings]
+
+    def is_serving(self) -> bool:
+        """Whether a server answers and is healthy."""
+        try:
+            answer = self._health.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_SECONDS)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            code, details = error.code(), str(error.details())
+            if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+                raise UnavailableError(
+                    f"There is no server on {self._address}.",
+                    hint="Start one with 'outpost serve', or name another with --address.",
+                ) from error
+            raise _ERRORS.get(code, ExecutionError)(details) from error

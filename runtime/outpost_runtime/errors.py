@@ -1,0 +1,73 @@
+"""What can go wrong outside of our own code, and what the caller may do about it.
+
+OutpostError
+├── InvalidInputError      change the request, then send it again
+├── NotFoundError          name something that exists
+├── UnsupportedError       this model or build cannot do that, ever
+├── BusyError              the same request may succeed later
+├── DeadlineError          the caller's time ran out
+├── UnavailableError       this model or server is closing or closed
+├── BundleError            the bundle is damaged, incomplete or foreign: get another
+├── StoreError             the store on this device cannot be used as asked
+├── ExecutionError         the model failed while it ran
+└── ConfigurationError     change a setting or an option
+
+A broken rule of our own code is an ``AssertionError``, never one of these.
+"""
+
+
+class OutpostError(Exception):
+    """The world is not as it should be.
+
+    Args:
+        message: One sentence that names the thing and what is wrong with it.
+        hint: What to do next, one sentence; shown below the message by commands.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} {self.hint}"
+
+
+class InvalidInputError(OutpostError):
+    """The request itself is wrong: change it."""
+
+
+class NotFoundError(OutpostError):
+    """The named thing is not here."""
+
+
+class UnsupportedError(OutpostError):
+    """This model or this build cannot do what was asked."""
+
+
+class BusyError(OutpostError):
+    """There is no room now; the same request may succeed later."""
+
+
+class DeadlineError(OutpostError):
+    """The caller's deadline passed before the work was done."""
+
+
+class UnavailableError(OutpostError):
+    """The model or server is closing or closed."""
+
+
+class BundleError(OutpostError):
+    """A bundle is damaged, incomplete or of a format that this build does not know."""
+
+
+class StoreError(OutpostError):
+    """The store on this device cannot be used as asked."""
+
+
+class ExecutionError(OutpostError):
+    """The model failed while it ran."""
+
+
+class ConfigurationError(OutpostError):
+    """A setting or an option is wrong."""

@@ -1,0 +1,139 @@
+"""The opened models of a server, by name."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from outpost_runtime.bundle import Bundle, verify
+from outpost_runtime.embeddings import EmbeddingModel
+from outpost_runtime.errors import NotFoundError, OutpostError, UnsupportedError
+from outpost_runtime.manifest import EmbeddingInterface, TensorInterface, TextInterface
+from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.store import Store
+from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.text.model import TextModel
+
+_LOG = logging.getLogger(__name__)
+
+CPU_TARGETS = ("cpu-fp32", "cpu-int8", "cpu-int4")
+
+
+class TensorModel:
+    """What serves one bundle of any other kind."""
+
+    def __init__(self, bundle: Bundle, interface: TensorInterface, session: Session) -> None:
+        self.bundle = bundle
+        self.interface = interface
+        self.engine = TensorEngine(session)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.engine.close()
+
+
+Model = TextModel | EmbeddingModel | TensorModel
+ModelT = TypeVar("ModelT", bound=Model)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """An active bundle that could not be opened."""
+
+    name: str
+    error: OutpostError
+
+
+class Models:
+    """Opened models by name.
+
+    Args:
+        models: What is served.
+        failures: What should be served and is not.
+    """
+
+    def __init__(self, models: Iterable[Model], failures: Iterable[Failure] = ()) -> None:
+        self._models = {model.bundle.manifest.name: model for model in models}
+        self.failures = tuple(failures)
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def get(self, name: str) -> Model:
+        """Return a model.
+
+        Raises:
+            NotFoundError: None of that name is served.
+        """
+        if not name:
+            raise NotFoundError("The request names no model.", hint=self._names())
+        if name not in self._models:
+            raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
+        return self._models[name]
+
+    def get_as(self, name: str, kind: type[ModelT], service: str) -> ModelT:
+        """Return a model of one kind.
+
+        Raises:
+            NotFoundError: None of that name is served.
+            UnsupportedError: It is of another kind.
+        """
+        model = self.get(name)
+        if not isinstance(model, kind):
+            task = model.bundle.manifest.task
+            raise UnsupportedError(f"The model '{name}' does {task}; {service} cannot use it.")
+        return model
+
+    def close(self) -> None:
+        """Close every model."""
+        for model in self._models.values():
+            model.close()
+
+    def _names(self) -> str:
+        return f"Models here: {', '.join(sorted(self._models)) or 'none'}."
+
+
+def open_model(bundle: Bundle, *, threads: int | None = None) -> Model:
+    """Open a bundle.
+
+    Args:
+        bundle: Verified before.
+        threads: Threads of one run; None takes the physical cores.
+
+    Raises:
+        BundleError: The bundle's files are not what they should be.
+        UnsupportedError: The bundle's target is not for this runtime.
+    """
+    if bundle.manifest.target not in CPU_TARGETS:
+        raise UnsupportedError(
+            f"The bundle '{bundle.manifest.name}' is built for {bundle.manifest.target}; "
+            f"this runtime runs {', '.join(CPU_TARGETS)}."
+        )
+    interface = bundle.manifest.interface
+
+    def open_session() -> Session:
+        return OrtSession(bundle.path(interface.model), threads=threads)
+
+    if isinstance(interface, TextInterface):
+        return TextModel(bundle, interface, open_session)
+    if isinstance(interface, EmbeddingInterface):
+        return EmbeddingModel(bundle, interface, open_session())
+    return TensorModel(bundle, interface, open_session())
+
+
+def open_active(store: Store, *, threads: int | None = None) -> Models:
+    """Verify and open every active bundle of a store; one that fails does not stop the others."""
+    models: list[Model] = []
+    failures: list[Failure] = []
+    for name, slot in store.slots().items():
+        try:
+            bundle = store.bundle(slot.active)
+            verify(bundle)
+            models.append(open_model(bundle, threads=threads))
+        except OutpostError as error:
+            _LOG.error("the model %s is not served: %s", name, error)  # noqa: TRY400 - no traceback
+            failures.append(Failure(name=name, error=error))
+    return Models(models, failures)
+
+

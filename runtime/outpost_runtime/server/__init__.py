@@ -1,0 +1,1 @@
+"""The gRPC server: proto to request and back, nothing else."""

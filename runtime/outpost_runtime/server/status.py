@@ -1,0 +1,144 @@
+"""Errors to gRPC status codes: one table, and the one interceptor that ends calls with it.
+
+Handlers raise :class:`OutpostError`; what they do not foresee reaches the client as
+INTERNAL with an id, and the log as a traceback with the same id.
+"""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    ConfigurationError,
+    DeadlineError,
+    ExecutionError,
+    InvalidInputError,
+    NotFoundError,
+    OutpostError,
+    StoreError,
+    UnavailableError,
+    UnsupportedError,
+)
+from outpost_runtime.server.metrics import Metrics
+
+STATUS_CODES: dict[type[OutpostError], grpc.StatusCode] = {
+    InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    BundleError: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
+    ExecutionError: grpc.StatusCode.INTERNAL,
+}
+
+_LOG = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Malformed:
+    """Takes the place of a request whose bytes are not its message."""
+
+    reason: str
+
+
+class StatusInterceptor(grpc.aio.ServerInterceptor):
+    """Ends every call with the right status, and counts it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler":
+        """Wrap the handler of a call (gRPC's own signature)."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler  # unknown methods are gRPC's to refuse; only reflection streams in
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            _tolerant(handler.request_deserializer),
+            handler.response_serializer,
+        )
+
+    def _unary(self, method: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        async def wrapped(request: Any, context: Context) -> Any:
+            try:
+                response = await call(_well_formed(request), context)
+            except Exception as error:  # noqa: BLE001 - every error gets its status here
+                await self._abort(method, context, error)
+            self._metrics.count(method, grpc.StatusCode.OK)
+            return response
+
+        return wrapped
+
+    def _stream(self, method: str, call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+        async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                async for response in call(_well_formed(request), context):
+                    yield response
+            except Exception as error:  # noqa: BLE001 - every error gets its status here
+                await self._abort(method, context, error)
+            self._metrics.count(method, grpc.StatusCode.OK)
+
+        return wrapped
+
+    async def _abort(self, method: str, context: Context, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        code, text = status_of(error)
+        self._metrics.count(method, code)
+        await context.abort(code, text)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return the status code and the sentence for a client; log what is our own fault."""
+    if isinstance(error, OutpostError):
+        return STATUS_CODES[type(error)], str(error)
+    incident = secrets.token_hex(4)
+    _LOG.error("incident %s", incident, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"The server made a mistake; its log has incident {incident}."
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    # A failing deserializer would end the call as INTERNAL without a word.
+    assert deserialize is not None  # noqa: S101 - generated code always sets it
+
+    def wrapped(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except (DecodeError, UnicodeDecodeError, ValueError) as error:
+            return _Malformed(reason=str(error))
+
+    return wrapped
+
+
+def _well_formed(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidInputError(
+            f"The request is not a valid message: {request.reason}",
+            hint="Strings must be UTF-8.",
+        )
+    return request

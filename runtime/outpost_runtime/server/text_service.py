@@ -1,0 +1,130 @@
+"""``outpost.v1.Text``: generation requests to the text engine, its events to the stream."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from outpost.v1 import text_pb2, text_pb2_grpc
+
+from outpost_runtime.errors import InvalidInputError
+from outpost_runtime.models import Models
+from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.text.chat import Message
+from outpost_runtime.text.model import TextModel
+from outpost_runtime.text.request import (
+    Event,
+    FailEvent,
+    FinishEvent,
+    FinishReason,
+    Sampling,
+    TextRequest,
+    TokenEvent,
+)
+
+SERVICE = "outpost.v1.Text"
+
+_REASONS = {
+    FinishReason.END_OF_TEXT: text_pb2.FINISH_REASON_END_OF_TEXT,
+    FinishReason.STOP_STRING: text_pb2.FINISH_REASON_STOP_STRING,
+    FinishReason.LENGTH: text_pb2.FINISH_REASON_LENGTH,
+}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class TextService(text_pb2_grpc.TextServicer):
+    """Handlers of the service."""
+
+    def __init__(self, models: Models, metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+
+    async def Generate(  # noqa: N802 - the wire's name
+        self,
+        request: text_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[text_pb2.GenerateResponse]:
+        """Stream an answer; a cancelled call stops the work within one token."""
+        model = self._models.get_as(request.model, TextModel, SERVICE)
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        # Tokenizing a long prompt takes milliseconds that other calls should not wait.
+        text_request = await asyncio.to_thread(to_text_request, request, model, deadline)
+
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        generation = model.engine.submit(
+            text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+        )
+        try:
+            while isinstance(event := await events.get(), TokenEvent):
+                if event.text or request.return_tokens or request.return_log_probabilities:
+                    yield to_piece(event, request)
+        finally:
+            model.engine.cancel(generation)
+        if isinstance(event, FailEvent):
+            raise event.error
+        self._metrics.finished(request.model, event)
+        if event.text:
+            yield text_pb2.GenerateResponse(piece=text_pb2.Piece(text=event.text))
+        yield text_pb2.GenerateResponse(summary=to_summary(event))
+
+
+def to_text_request(
+    request: text_pb2.GenerateRequest, model: TextModel, deadline: float | None
+) -> TextRequest:
+    """Turn the wire's request into the engine's.
+
+    Raises:
+        InvalidInputError: A parameter is out of range, or there is no prompt.
+        UnsupportedError: It is a chat and the model has no chat template.
+    """
+    parameters = request.parameters
+    given = {n: getattr(parameters, n) for n in _SAMPLING if parameters.HasField(n)}
+    defaults = Sampling.of_defaults(model.interface.defaults)
+    base = {name: getattr(defaults, name) for name in _SAMPLING}
+    return TextRequest(
+        prompt_ids=model.prompt_ids(_prompt(request)),
+        sampling=Sampling(**(base | given)),
+        max_new_tokens=parameters.max_new_tokens if parameters.HasField("max_new_tokens") else None,
+        seed=parameters.seed if parameters.HasField("seed") else None,
+        stop=tuple(parameters.stop),
+        log_probabilities=request.return_log_probabilities,
+        deadline=deadline,
+    )
+
+
+def to_piece(
+    event: TokenEvent, request: text_pb2.GenerateRequest
+) -> text_pb2.GenerateResponse:
+    """Turn a token into the wire's piece, with the token only if it was asked for."""
+    piece = text_pb2.Piece(text=event.text)
+    if request.return_tokens or request.return_log_probabilities:
+        piece.tokens.add(id=event.token_id, log_probability=event.log_probability)
+    return text_pb2.GenerateResponse(piece=piece)
+
+
+def to_summary(event: FinishEvent) -> text_pb2.Summary:
+    """Turn the engine's last word into the wire's."""
+    return text_pb2.Summary(
+        finish_reason=_REASONS[event.reason],
+        usage=text_pb2.Usage(
+            prompt_tokens=event.prompt_tokens, generated_tokens=event.generated_tokens
+        ),
+        timings=text_pb2.Timings(
+            queue_seconds=event.queue_seconds,
+            prefill_seconds=event.prefill_seconds,
+            decode_seconds=event.decode_seconds,
+        ),
+        seed=event.seed,
+    )
+
+
+def _prompt(request: text_pb2.GenerateRequest) -> str | list[Message]:
+    kind = request.WhichOneof("input")
+    if kind == "prompt":
+        return request.prompt
+    if kind == "chat":
+        return [Message(role=m.role, content=m.content) for m in request.chat.messages]
+    raise InvalidInputError("The request has neither a prompt nor a chat.")

@@ -1,0 +1,53 @@
+"""Session: one opened model on one execution provider, tensors in, tensors out.
+
+This file is the contract; every other file of the folder is one way to keep it.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from outpost_runtime.tensors import Array, TensorSpec
+
+
+class Binding(Protocol):
+    """Inputs and outputs fixed to memory that stays, so that a run allocates nothing."""
+
+    def feed(self, name: str, array: Array) -> None:
+        """Put one input to other memory or another shape; the rest stays bound."""
+
+    def run(self) -> None:
+        """Run once: read the bound inputs, write the bound outputs.
+
+        Raises:
+            ExecutionError: The provider failed.
+        """
+
+
+class Session(Protocol):
+    """One opened model. Not thread-safe: its engine's thread owns it."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model expects, in the model's order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model gives, in the model's order."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once and return newly allocated outputs by name.
+
+        Raises:
+            InvalidInputError: The feeds do not match :attr:`inputs`.
+            ExecutionError: The provider failed.
+        """
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
+        """Fix C-contiguous arrays as inputs and outputs; the binding keeps them alive.
+
+        An output may share memory with an input where the model allows that
+        (``past_key_values`` and ``present`` of ``GroupQueryAttention``).
+        """
+
+    def close(self) -> None:
+        """Free the model; the session and its bindings are dead afterwards."""

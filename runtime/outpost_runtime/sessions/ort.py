@@ -1,0 +1,138 @@
+"""Sessions on ONNX Runtime, CPU execution provider."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
+
+from outpost_runtime.errors import BundleError, ExecutionError
+from outpost_runtime.tensors import Array, TensorSpec, check_feeds, datatype_of
+
+_CPU = "CPUExecutionProvider"
+_ELEMENT_TYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
+# They derive from Exception one by one; there is no common class to catch.
+_ORT_EXCEPTIONS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    _ort_errors.EPFail,
+    _ort_errors.EngineError,
+    _ort_errors.Fail,
+    _ort_errors.InvalidArgument,
+    _ort_errors.InvalidGraph,
+    _ort_errors.InvalidProtobuf,
+    _ort_errors.NoModel,
+    _ort_errors.NoSuchFile,
+    _ort_errors.NotImplemented,
+    _ort_errors.RuntimeException,
+)
+
+
+class OrtSession:
+    """A model opened by ONNX Runtime on the CPU.
+
+    Args:
+        path: The ``.onnx`` file; external data is looked for beside it.
+        threads: Threads of one run; None lets ONNX Runtime take the physical cores.
+
+    Raises:
+        BundleError: ONNX Runtime cannot open the model.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors; warnings about graph optimizations help nobody
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=[_CPU])
+        except _ORT_EXCEPTIONS as error:
+            raise BundleError(f"ONNX Runtime cannot open {path.name}: {error}") from error
+        self._inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
+        self._outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """See :class:`Session`."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """See :class:`Session`."""
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`Session`."""
+        check_feeds(self._inputs, feeds)
+        names = [spec.name for spec in self._outputs]
+        with _execution_errors():
+            values = self._session.run(names, dict(feeds))
+        return dict(zip(names, values, strict=True))
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "OrtBinding":
+        """See :class:`Session`."""
+        return OrtBinding(self._session, inputs, outputs)
+
+    def close(self) -> None:
+        """See :class:`Session`."""
+        del self._session
+
+
+class OrtBinding:
+    """Inputs and outputs bound by pointer; made by :meth:`OrtSession.bind`."""
+
+    def __init__(
+        self, session: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        self._session = session
+        self._binding = session.io_binding()
+        self._alive: dict[str, Array] = dict(outputs)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in inputs.items():
+            self.feed(name, array)
+
+    def feed(self, name: str, array: Array) -> None:
+        """See :class:`Binding`."""
+        if not array.flags.c_contiguous:
+            raise AssertionError(f"the memory bound to {name} must be C-contiguous")
+        self._alive[name] = array
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        """See :class:`Binding`."""
+        with _execution_errors():
+            self._session.run_with_iobinding(self._binding)
+
+
+def _spec(node: Any, path: Path) -> TensorSpec:
+    if node.type not in _ELEMENT_TYPES:
+        raise BundleError(f"{path.name}: '{node.name}' is a {node.type}, which is not supported.")
+    return TensorSpec(
+        name=node.name,
+        datatype=datatype_of(np.dtype(_ELEMENT_TYPES[node.type])),
+        shape=tuple(size if isinstance(size, int) else None for size in node.shape),
+    )
+
+
+@contextmanager
+def _execution_errors() -> Iterator[None]:
+    try:
+        yield
+    except _ORT_EXCEPTIONS as error:
+        raise ExecutionError(f"ONNX Runtime failed: {error}") from error

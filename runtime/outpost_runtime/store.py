@@ -1,0 +1,197 @@
+"""The store of a device: verified bundles by digest, and slots that say which one a name means.
+
+::
+
+    STORE/bundles/<digest>/…      verified bundles, read-only from then on
+    STORE/bundles/.incoming-*     a bundle on its way in; swept at the next change
+    STORE/slots/<name>.json       {"active": digest, "previous": digest or null}
+    STORE/.lock                   held by whoever changes the store
+
+A change is visible only by the atomic replacement of a slot file, which comes
+last. Whatever is cut off before it leaves the store as it was.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpost_runtime.bundle import (
+    Bundle,
+    Progress,
+    check_no_strangers,
+    read_bundle,
+    read_file,
+    read_manifest_bytes,
+    sync_folder,
+    verify,
+    write_durably,
+)
+from outpost_runtime.documents import canonical_json, parse_json_object
+from outpost_runtime.errors import BundleError, InvalidInputError, StoreError
+from outpost_runtime.manifest import MANIFEST_NAME
+
+DEFAULT_STORE = Path("/var/lib/outpost/store")
+_SPARE_BYTES = 16 << 20
+"""Left free on the disk by every change, for slot files, logs and the box's own life."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """What a model name points at."""
+
+    active: str
+    previous: str | None
+
+
+class Store:
+    """A store on disk.
+
+    Args:
+        folder: Where it is, or shall be at the first :meth:`add`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._bundles = folder / "bundles"
+        self._slots = folder / "slots"
+
+    def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
+        """Verify a bundle, copy it in, and make it the active one of its name.
+
+        1. Read the manifest; refuse strangers in the folder and a disk that is too small.
+        2. Copy every file into a hidden folder, checking its digest on the way.
+        3. Rename that folder to the bundle's digest.
+        4. Replace the slot.
+        5. Remove bundles that no slot names any more.
+
+        Returns:
+            The bundle as it lies in the store.
+
+        Raises:
+            BundleError: The bundle is damaged, incomplete or foreign; the store is as it was.
+            StoreError: The store cannot be written, or has no room; it is as it was.
+        """
+        bundle = read_bundle(folder)
+        check_no_strangers(bundle)
+        with self._changing():
+            stored = self._stored(bundle.digest) or self._copy_in(bundle, progress)
+            self._activate(stored)
+            self._collect()
+        return stored
+
+    def slots(self) -> dict[str, Slot]:
+        """Return every model name with what it points at.
+
+        Raises:
+            StoreError: A slot file is damaged.
+        """
+        paths = sorted(self._slots.glob("*.json"))
+        return {path.name.removesuffix(".json"): _read_slot(path) for path in paths}
+
+    def bundle(self, digest: str) -> Bundle:
+        """Return a bundle of this store; its files are not checked.
+
+        Raises:
+            BundleError: It is not here, or its manifest is damaged.
+        """
+        bundle = read_bundle(self._bundles / digest)
+        if bundle.digest != digest:
+            raise BundleError(f"{bundle.folder / MANIFEST_NAME} was changed in the store.")
+        return bundle
+
+    def _stored(self, digest: str) -> Bundle | None:
+        # A bundle that is here and still right is not copied again; a damaged one is replaced.
+        try:
+            bundle = self.bundle(digest)
+            verify(bundle)
+        except BundleError:
+            return None
+        return bundle
+
+    def _copy_in(self, bundle: Bundle, progress: Progress | None) -> Bundle:
+        self._check_room(bundle)
+        incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._bundles))
+        try:
+            incoming.chmod(0o755)
+            for name, entry in bundle.manifest.files.items():
+                target = incoming / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    read_file(bundle, name, entry, file.write, progress)
+                    file.flush()
+                    os.fsync(file.fileno())
+            write_durably(incoming / MANIFEST_NAME, read_manifest_bytes(bundle.folder))
+            copied = read_bundle(incoming)
+            if copied.digest != bundle.digest:
+                raise BundleError(f"{bundle.folder} changed while it was copied.")
+            final = self._bundles / bundle.digest
+            shutil.rmtree(final, ignore_errors=True)
+            incoming.replace(final)
+        except BaseException:
+            shutil.rmtree(incoming, ignore_errors=True)
+            raise
+        sync_folder(self._bundles)
+        return self.bundle(bundle.digest)
+
+    def _check_room(self, bundle: Bundle) -> None:
+        free = shutil.disk_usage(self._bundles).free
+        if bundle.size + _SPARE_BYTES > free:
+            raise StoreError(
+                f"{self.folder} has {free:,} bytes free; "
+                f"{bundle.manifest.name} needs {bundle.size:,} and {_SPARE_BYTES:,} to spare.",
+                hint="Free some space, then add the bundle again; the store is as it was.",
+            )
+
+    def _activate(self, bundle: Bundle) -> None:
+        name = bundle.manifest.name
+        path = self._slots / f"{name}.json"
+        before = self.slots().get(name)
+        if before is not None and before.active == bundle.digest:
+            return
+        slot = {"active": bundle.digest, "previous": before.active if before else None}
+        write_durably(path, canonical_json(slot))
+
+    def _collect(self) -> None:
+        kept = {digest for slot in self.slots().values() for digest in (slot.active, slot.previous)}
+        for path in self._bundles.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            for folder in (self._bundles, self._slots):
+                folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._sweep()
+                yield
+        except OSError as error:
+            raise StoreError(
+                f"The store {self.folder} cannot be changed: {error.strerror or error}.",
+                hint="Name a folder that you may write, with --store; the store is as it was.",
+            ) from error
+
+    def _sweep(self) -> None:
+        for path in self._bundles.glob(".incoming-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_slot(path: Path) -> Slot:
+    try:
+        reader = parse_json_object(path.read_bytes(), path=str(path))
+        slot = Slot(
+            active=reader.string("active"), previous=reader.optional("previous", reader.string)
+        )
+        reader.end()
+    except InvalidInputError as error:
+        raise StoreError(
+            f"The slot file {path} is damaged: {error.message}",
+            hint="Remove the file and add the model's bundle again.",
+        ) from error
+    return slot

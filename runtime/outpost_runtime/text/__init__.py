@@ -1,0 +1,1 @@
+"""The text engine: prompts in, tokens out, as they are made."""

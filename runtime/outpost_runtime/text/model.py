@@ -1,0 +1,75 @@
+"""A text bundle, opened: tokenizer, chat template, decoder and engine."""
+
+from collections.abc import Callable, Sequence
+
+from outpost_runtime.bundle import Bundle
+from outpost_runtime.errors import InvalidInputError, UnsupportedError
+from outpost_runtime.manifest import TextInterface
+from outpost_runtime.sessions import Session
+from outpost_runtime.text.chat import ChatTemplate, Message
+from outpost_runtime.text.decoder import Decoder
+from outpost_runtime.text.engine import TextEngine
+from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
+
+
+class TextModel:
+    """What serves one text bundle.
+
+    Args:
+        bundle: Its interface is a :class:`TextInterface`.
+        open_session: Opens the bundle's model; called once.
+
+    Raises:
+        BundleError: A file of the bundle is not what it should be.
+    """
+
+    def __init__(
+        self, bundle: Bundle, interface: TextInterface, open_session: Callable[[], Session]
+    ) -> None:
+        self.bundle = bundle
+        self.interface = interface
+        self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
+        self._template = _template(bundle, interface)
+        self._session = open_session()
+        self.decoder = Decoder(self._session, slots=1, max_length=interface.context_length)
+        self.engine = TextEngine(
+            self.decoder,
+            decode_text=self.tokenizer.decode,
+            end_tokens=frozenset(interface.end_tokens),
+        )
+
+    def prompt_ids(self, prompt: str | Sequence[Message]) -> tuple[int, ...]:
+        """Return the token ids of a prompt, or of a chat rendered with the bundle's template.
+
+        Raises:
+            InvalidInputError: The text is too long, or the template refuses the messages.
+            UnsupportedError: It is a chat and the bundle has no template.
+        """
+        if isinstance(prompt, str):
+            return self._encode(prompt, add_special_tokens=True)
+        if self._template is None:
+            raise UnsupportedError(
+                f"The model '{self.bundle.manifest.name}' has no chat template.",
+                hint="Send a plain prompt.",
+            )
+        # The template writes the model's markers itself.
+        return self._encode(self._template.render(prompt), add_special_tokens=False)
+
+    def close(self) -> None:
+        """End the engine's thread and free the model."""
+        self.engine.close()
+        self._session.close()
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise InvalidInputError(
+                f"The prompt has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} are read."
+            )
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def _template(bundle: Bundle, interface: TextInterface) -> ChatTemplate | None:
+    if interface.chat_template is None:
+        return None
+    source = bundle.path(interface.chat_template).read_text("utf-8")
+    return ChatTemplate(source, interface.special_tokens)

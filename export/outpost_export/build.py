@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from outpost_runtime import golden
@@ -69,7 +69,9 @@ def build(order: Order, reporter: Reporter) -> Finished:
         EvidenceError: The build is worse than the recipe allows.
     """
     if order.out.exists():
-        raise RecipeError(f"{order.out} exists already.", hint="Remove it, or choose another --out.")
+        raise RecipeError(
+            f"{order.out} exists already.", hint="Remove it, or choose another --out."
+        )
     source = read_source(order.source, task=order.recipe.task)
     licence = _licence(order, source)
     recipe = order.recipe.with_defaults(task=source.task, licence=licence)
@@ -86,8 +88,9 @@ def build(order: Order, reporter: Reporter) -> Finished:
             _check_as_device(bundle)
         bundle_folder.replace(order.out)
         sync_folder(order.out.parent)
-    finished = Bundle(folder=order.out, manifest=bundle.manifest, digest=bundle.digest)
-    return Finished(bundle=finished, tokens_per_second=built.tokens_per_second)
+    return Finished(
+        bundle=replace(bundle, folder=order.out), tokens_per_second=built.tokens_per_second
+    )
 
 
 @contextmanager
@@ -125,9 +128,7 @@ def _merged(order: Order, source: Source, folder: Path, reporter: Reporter) -> S
     return read_source(folder, task=source.task)
 
 
-def _build(
-    source: Source, recipe: Recipe, order: Order, folder: Path, reporter: Reporter
-) -> Built:
+def _build(source: Source, recipe: Recipe, order: Order, folder: Path, reporter: Reporter) -> Built:
     if recipe.task == DECODER_TASK:
         text = Text(
             text=_evaluation(order.evaluation, "evaluation_text.txt"),
@@ -168,10 +169,11 @@ def _advice(recipe: Recipe, missed: list[Miss]) -> str:
     return f"Try --target {better}, {smaller}, another threshold for {figure}, {accept}."
 
 
-def _manifest(
-    built: Built, recipe: Recipe, source: Source, order: Order, folder: Path
-) -> Manifest:
-    files = {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+def _manifest(built: Built, recipe: Recipe, source: Source, order: Order, folder: Path) -> Manifest:
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        path.chmod(0o644)  # some libraries write files that only their owner may read
+    files = {path.name: describe_file(path) for path in paths}
     accepted = order.accept_worse if misses(built.figures, recipe.thresholds) else None
     return Manifest(
         name=recipe.name,

@@ -61,7 +61,8 @@ def build_decoder(
     golden, golden_perplexity = evidence.golden(ids, got)
     return Built(
         interface=interface,
-        figures=figures | {"greedy_tokens": float(agreeing), "golden_perplexity": golden_perplexity},
+        figures=figures
+        | {"greedy_tokens": float(agreeing), "golden_perplexity": golden_perplexity},
         golden=golden,
         tolerances=_TOLERANCES,
         memory_bytes=_weights(out) + buffers + bytes_per_token,
@@ -84,7 +85,9 @@ def _interface(source: Source, recipe: Recipe, tokenizer: Any, out: Path) -> Tex
         chat_template="chat_template.jinja" if template is not None else None,
         context_length=min(recipe.context_length, source.config.max_position_embeddings),
         end_tokens=_end_tokens(generation, source, tokenizer),
-        special_tokens={n: str(getattr(tokenizer, n)) for n in names if getattr(tokenizer, n, None)},
+        special_tokens={
+            n: str(getattr(tokenizer, n)) for n in names if getattr(tokenizer, n, None)
+        },
         defaults=_defaults(generation),
     )
 
@@ -125,7 +128,9 @@ def _defaults(generation: Any) -> GenerationDefaults:
 def _evaluation_ids(tokenizer: Any, path: Path, text: Text, context_length: int) -> list[int]:
     ids = Tokenizer(path).encode(text.text, add_special_tokens=True)
     if ids != tokenizer(text.text)["input_ids"]:
-        raise ConversionError("The runtime's tokenizer and transformers' read the text differently.")
+        raise ConversionError(
+            "The runtime's tokenizer and transformers' read the text differently."
+        )
     limit = min(context_length, evidence.MAX_TOKENS) if text.built_in else context_length
     if len(ids) < evidence.GREEDY_TOKENS:
         raise RecipeError(
@@ -168,7 +173,9 @@ def _open(path: Path, context_length: int) -> tuple[Decoder, int]:
         session = OrtSession(path)
         decoder = Decoder(session, slots=1, max_length=context_length)
     except BundleError as error:
-        raise ConversionError(f"The graph was written but cannot be opened: {error.message}") from error
+        raise ConversionError(
+            f"The graph was written but cannot be opened: {error.message}"
+        ) from error
     return decoder, key_value_bytes_per_token(session)
 
 

@@ -53,7 +53,9 @@ def reference(
         model: A causal language model of transformers, float32, in evaluation mode.
         ids: The evaluation text; at least 2 tokens.
     """
-    with reporter.step("Reading the checkpoint's own answers", total=1 + len(_PROMPT_SHARES)) as did:
+    with reporter.step(
+        "Reading the checkpoint's own answers", total=1 + len(_PROMPT_SHARES)
+    ) as did:
         logits = model(torch.tensor([list(ids)])).logits[0]
         source = _score(logits, ids)
         del logits

@@ -99,4 +99,6 @@ def _open(path: Path) -> OrtSession:
     try:
         return OrtSession(path)
     except BundleError as error:
-        raise ConversionError(f"The graph was written but cannot be opened: {error.message}") from error
+        raise ConversionError(
+            f"The graph was written but cannot be opened: {error.message}"
+        ) from error

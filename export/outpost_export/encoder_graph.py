@@ -94,7 +94,9 @@ def classifier(model: Any) -> Classifier:
     """Wrap a classifier of transformers, with segments if it has them."""
     parameters = inspect.signature(model.forward).parameters
     segments = getattr(model.config, "type_vocab_size", 0) > 1
-    return PairClassifier(model) if "token_type_ids" in parameters and segments else Classifier(model)
+    return (
+        PairClassifier(model) if "token_type_ids" in parameters and segments else Classifier(model)
+    )
 
 
 def input_names(encoder: Encoder) -> list[str]:
@@ -124,7 +126,7 @@ def write_encoder_graph(encoder: Encoder, out: Path, *, bits: int | None, block_
                 path,
                 kwargs=example,
                 dynamo=True,
-                dynamic_shapes=dict.fromkeys(names, {0: batch, 1: sequence}),
+                dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
                 output_names=[encoder.output],
             )
     except Exception as error:  # torch raises what it likes on models that it cannot trace

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import ModelProto, NodeProto, helper
@@ -58,7 +59,7 @@ def tie_embedding_to_head(model: ModelProto) -> bool:
     if gather is None or gather.op_type != "Gather" or len(heads) != 1:
         return False
     attributes = {a.name: a.i for a in heads[0].attribute}
-    if len(heads[0].input) > 3 and heads[0].input[3]:
+    if any(heads[0].input[3:4]):
         return False  # the head has zero points, which no build of ours asks for
     _, blocks, scales = heads[0].input[:3]
     columns = attributes["K"] * attributes["bits"] // 8
@@ -116,7 +117,14 @@ def _strip_notes(model: ModelProto) -> None:
     graph = model.graph
     graph.doc_string = ""
     del graph.metadata_props[:]
-    described = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for thing in (*described, *model.functions):
+    described: tuple[Any, ...] = (
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *model.functions,
+    )
+    for thing in described:
         thing.doc_string = ""
         del thing.metadata_props[:]

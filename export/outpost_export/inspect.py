@@ -39,7 +39,10 @@ def as_table(bundle: Bundle) -> Table:
         "licence": manifest.licence,
         "digest": bundle.digest,
         **{f"evidence: {name}": f"{value:g}" for name, value in manifest.evidence.figures.items()},
-        **{f"demanded: {name}": f"{value:g}" for name, value in manifest.evidence.thresholds.items()},
+        **{
+            f"demanded: {name}": f"{value:g}"
+            for name, value in manifest.evidence.thresholds.items()
+        },
     }
     if manifest.evidence.accepted_worse is not None:
         rows["accepted although worse"] = manifest.evidence.accepted_worse

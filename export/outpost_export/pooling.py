@@ -80,7 +80,9 @@ def _mode(path: Path) -> Mode:
     else:
         asked = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
     if len(asked) != 1 or asked[0] not in _MODES:
-        raise SourceError(f"{path} asks for {', '.join(asked)}; supported is one of {list(_MODES)}.")
+        raise SourceError(
+            f"{path} asks for {', '.join(asked)}; supported is one of {list(_MODES)}."
+        )
     return _MODES[asked[0]]
 
 

@@ -56,7 +56,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks = (
-            (self.target in BITS_OF_TARGET, f"target '{self.target}' is not one of", BITS_OF_TARGET),
+            (
+                self.target in BITS_OF_TARGET,
+                f"target '{self.target}' is not one of",
+                BITS_OF_TARGET,
+            ),
             (self.task is None or self.task in TASKS, f"task '{self.task}' is not one of", TASKS),
             (self.block_size in _BLOCK_SIZES, "block_size is not one of", _BLOCK_SIZES),
         )

@@ -114,7 +114,9 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # transformers raises what it likes on bad tokenizer files
         raise SourceError(f"transformers cannot read the tokenizer of {folder}: {error}") from error
     if not tokenizer.is_fast:
-        raise SourceError(f"{folder} has no tokenizer.json; save its tokenizer with transformers 5.")
+        raise SourceError(
+            f"{folder} has no tokenizer.json; save its tokenizer with transformers 5."
+        )
     return tokenizer
 
 

@@ -30,11 +30,16 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
-    digest: str
+    manifest_bytes: bytes
 
     def path(self, name: str) -> Path:
         """Return where a file of this bundle lies."""
         return self.folder / name
+
+    @property
+    def digest(self) -> str:
+        """The bundle's identity."""
+        return bundle_digest(self.manifest_bytes)
 
     @property
     def size(self) -> int:
@@ -48,28 +53,8 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         BundleError: There is no manifest, or it is no manifest of a known format.
     """
-    data = read_manifest_bytes(folder)
-    return Bundle(folder=folder, manifest=parse_manifest(data), digest=bundle_digest(data))
-
-
-def read_manifest_bytes(folder: Path) -> bytes:
-    """Return the bytes of a bundle's manifest, at most 4 MiB.
-
-    Raises:
-        BundleError: There is none, or it is larger.
-    """
-    path = folder / MANIFEST_NAME
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise BundleError(
-            f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}).",
-            hint="A bundle is a folder made by 'outpost-export build'.",
-        ) from error
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes.")
-    return data
+    data = _read_manifest_bytes(folder)
+    return Bundle(folder=folder, manifest=parse_manifest(data), manifest_bytes=data)
 
 
 def verify(bundle: Bundle, progress: Progress | None = None) -> None:
@@ -140,7 +125,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Complete a folder of files to a bundle; its files must be those the manifest lists."""
     data = encode_manifest(manifest)
     write_durably(folder / MANIFEST_NAME, data)
-    return Bundle(folder=folder, manifest=parse_manifest(data), digest=bundle_digest(data))
+    return Bundle(folder=folder, manifest=parse_manifest(data), manifest_bytes=data)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -161,3 +146,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_manifest_bytes(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}).",
+            hint="A bundle is a folder made by 'outpost-export build'.",
+        ) from error
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes.")
+    return data

@@ -1,4 +1,4 @@
-"""Strict reading of JSON and TOML documents: types, presence and leftovers, with the path of a fault.
+"""Strict reading of JSON and TOML: types, presence and leftovers, with the path of a fault.
 
 A :class:`Reader` wraps one table of a document. Every getter takes a key away;
 :meth:`Reader.end` refuses whatever was not asked for. So a field that this
@@ -57,11 +57,13 @@ class Reader:
 
     def string(self, key: str, default: str | None = None) -> str:
         """Take a string; required unless a default is given."""
-        return self._take(key, str, default)
+        value: str = self._take(key, str, default)
+        return value
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Take an integer; required unless a default is given."""
-        return self._take(key, int, default)
+        value: int = self._take(key, int, default)
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """Take an integer or a float as float; required unless a default is given."""
@@ -70,7 +72,8 @@ class Reader:
 
     def boolean(self, key: str, default: bool | None = None) -> bool:  # noqa: FBT001 - a value
         """Take a boolean; required unless a default is given."""
-        return self._take(key, bool, default)
+        value: bool = self._take(key, bool, default)
+        return value
 
     def optional(self, key: str, getter: Callable[[str], T]) -> T | None:
         """Take a value with ``getter`` (one of this reader's), or None when absent or null."""

@@ -11,6 +11,7 @@ Rules, kept by the ``from_reader`` functions here:
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -225,6 +226,7 @@ def _files(reader: Reader) -> dict[str, FileEntry]:
 
 
 def _interface(reader: Reader) -> Interface:
+    readers: dict[str, Callable[[Reader], Interface]]
     readers = {"text": _text, "embeddings": _embeddings, "tensors": _tensors}
     kind = reader.string("kind")
     if kind not in readers:

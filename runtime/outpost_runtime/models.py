@@ -132,8 +132,6 @@ def open_active(store: Store, *, threads: int | None = None) -> Models:
             verify(bundle)
             models.append(open_model(bundle, threads=threads))
         except OutpostError as error:
-            _LOG.error("the model %s is not served: %s", name, error)  # noqa: TRY400 - no traceback
+            _LOG.error("the model %s is not served: %s", name, error)
             failures.append(Failure(name=name, error=error))
     return Models(models, failures)
-
-

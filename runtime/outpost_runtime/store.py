@@ -26,7 +26,6 @@ from outpost_runtime.bundle import (
     check_no_strangers,
     read_bundle,
     read_file,
-    read_manifest_bytes,
     sync_folder,
     verify,
     write_durably,
@@ -125,10 +124,7 @@ class Store:
                     read_file(bundle, name, entry, file.write, progress)
                     file.flush()
                     os.fsync(file.fileno())
-            write_durably(incoming / MANIFEST_NAME, read_manifest_bytes(bundle.folder))
-            copied = read_bundle(incoming)
-            if copied.digest != bundle.digest:
-                raise BundleError(f"{bundle.folder} changed while it was copied.")
+            write_durably(incoming / MANIFEST_NAME, bundle.manifest_bytes)
             final = self._bundles / bundle.digest
             shutil.rmtree(final, ignore_errors=True)
             incoming.replace(final)

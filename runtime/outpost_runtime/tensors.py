@@ -52,8 +52,7 @@ class TensorSpec:
     def admits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape fits."""
         return len(shape) == len(self.shape) and all(
-            wanted is None or wanted == size
-            for wanted, size in zip(self.shape, shape, strict=True)
+            wanted is None or wanted == size for wanted, size in zip(self.shape, shape, strict=True)
         )
 
     def __str__(self) -> str:

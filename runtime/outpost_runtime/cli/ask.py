@@ -12,7 +12,8 @@ from outpost_runtime.client import DEFAULT_ADDRESS, Client
 from outpost_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    # argparse has no public name for what add_subparsers returns.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _NUMBERS = {
     "max_new_tokens": int,
@@ -39,7 +40,9 @@ def add_commands(commands: "Commands") -> None:
     generate.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may repeat")
     for name, kind in _NUMBERS.items():
-        generate.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper())
+        generate.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper()
+        )
     generate.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
     generate.set_defaults(run=_generate)
     embed = commands.add_parser("embed", help="turn texts into vectors, one JSON list per line")

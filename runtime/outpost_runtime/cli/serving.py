@@ -10,7 +10,8 @@ from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.store import Store
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    # argparse has no public name for what add_subparsers returns.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _DEFAULT_METRICS = "127.0.0.1:8000"
 
@@ -40,7 +41,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     for address in addresses:
         if not address.is_loopback and not parsed.allow_remote_unauthenticated:
             raise ConfigurationError(
-                f"{address} can be reached from other machines, and nothing asks them who they are.",
+                f"{address} can be reached from other machines, and nobody is asked who they are.",
                 hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
             )
     if parsed.threads is not None and parsed.threads < 1:

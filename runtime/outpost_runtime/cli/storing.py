@@ -12,7 +12,8 @@ from outpost_runtime.errors import BundleError, NotFoundError
 from outpost_runtime.store import DEFAULT_STORE, Store
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    # argparse has no public name for what add_subparsers returns.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _MEGA = 1_000_000
 
@@ -23,7 +24,9 @@ def add_commands(commands: "Commands") -> None:
     add.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     add_store_option(add)
     add.set_defaults(run=_add)
-    status = commands.add_parser("status", help="show what is in the store and whether it is served")
+    status = commands.add_parser(
+        "status", help="show what is in the store and whether it is served"
+    )
     status.add_argument("--json", action="store_true", help="print JSON for programs")
     status.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
     add_store_option(status)

@@ -71,9 +71,7 @@ class Metrics:
         http_server: HTTPServer = server
         return http_server
 
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS
-    ) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(
             f"outpost_text_{name}", text, ["model"], buckets=buckets, registry=self.registry
         )

@@ -8,7 +8,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -44,8 +44,6 @@ STATUS_CODES: dict[type[OutpostError], grpc.StatusCode] = {
 _LOG = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-if TYPE_CHECKING:
-    Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +61,11 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler"]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler":
+    ) -> Any:
         """Wrap the handler of a call (gRPC's own signature)."""
-        handler = await continuation(handler_call_details)
+        handler: Any = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler  # unknown methods are gRPC's to refuse; only reflection streams in
         method = handler_call_details.method

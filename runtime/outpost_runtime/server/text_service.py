@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.text.chat import Message
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.request import (
+    SAMPLING_PARAMETERS,
     Event,
     FailEvent,
     FinishEvent,
@@ -30,7 +32,6 @@ _REASONS = {
     FinishReason.STOP_STRING: text_pb2.FINISH_REASON_STOP_STRING,
     FinishReason.LENGTH: text_pb2.FINISH_REASON_LENGTH,
 }
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class TextService(text_pb2_grpc.TextServicer):
@@ -81,23 +82,20 @@ def to_text_request(
         UnsupportedError: It is a chat and the model has no chat template.
     """
     parameters = request.parameters
-    given = {n: getattr(parameters, n) for n in _SAMPLING if parameters.HasField(n)}
-    defaults = Sampling.of_defaults(model.interface.defaults)
-    base = {name: getattr(defaults, name) for name in _SAMPLING}
+    given = {field.name: value for field, value in parameters.ListFields()}
+    changes = {name: given[name] for name in SAMPLING_PARAMETERS if name in given}
     return TextRequest(
         prompt_ids=model.prompt_ids(_prompt(request)),
-        sampling=Sampling(**(base | given)),
-        max_new_tokens=parameters.max_new_tokens if parameters.HasField("max_new_tokens") else None,
-        seed=parameters.seed if parameters.HasField("seed") else None,
+        sampling=replace(Sampling.of_defaults(model.interface.defaults), **changes),
+        max_new_tokens=given.get("max_new_tokens"),
+        seed=given.get("seed"),
         stop=tuple(parameters.stop),
         log_probabilities=request.return_log_probabilities,
         deadline=deadline,
     )
 
 
-def to_piece(
-    event: TokenEvent, request: text_pb2.GenerateRequest
-) -> text_pb2.GenerateResponse:
+def to_piece(event: TokenEvent, request: text_pb2.GenerateRequest) -> text_pb2.GenerateResponse:
     """Turn a token into the wire's piece, with the token only if it was asked for."""
     piece = text_pb2.Piece(text=event.text)
     if request.return_tokens or request.return_log_probabilities:

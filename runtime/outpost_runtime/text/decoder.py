@@ -67,7 +67,7 @@ class Decoder:
     @property
     def memory_bytes(self) -> int:
         """Bytes of all buffers together."""
-        buffers = [self._mask, self._ids, self._logits, *self._memory.values()]
+        buffers: list[Array] = [self._mask, self._ids, self._logits, *self._memory.values()]
         return sum(buffer.nbytes for buffer in buffers)
 
     def prefill(self, slot: int, tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
@@ -87,7 +87,8 @@ class Decoder:
         binding.feed("input_ids", self._ids[:count].reshape(1, count))
         binding.feed("attention_mask", self._mask[: past + count].reshape(1, past + count))
         binding.run()
-        return self._logits[slot, 0]
+        logits: NDArray[np.float32] = self._logits[slot, 0]
+        return logits
 
     def decode(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
         """Append one token to each of the leading slots, as one batch.
@@ -165,8 +166,7 @@ def _check_signature(session: Session) -> None:
 
 def _vocabulary_size(session: Session) -> int:
     for spec in session.outputs:
-        if spec.name == "logits" and spec.datatype == "FP32" and len(spec.shape) == 3:
-            size = spec.shape[2]
-            if size is not None:
+        match spec:
+            case TensorSpec(name="logits", datatype="FP32", shape=(_, _, int(size))):
                 return size
     raise BundleError("The model has no float32 output 'logits' with a fixed vocabulary size.")

@@ -39,7 +39,7 @@ QUEUE_LIMIT = 64
 
 _LOG = logging.getLogger(__name__)
 
-Sink = Callable[[Event], None]
+Sink = Callable[[Event], object]
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -161,10 +161,10 @@ class TextEngine:
                 self._run(step, generation)
             except OutpostError as error:
                 self._end(generation, FailEvent(error=error))
-            except Exception:
+            except Exception:  # noqa: BLE001 - a fault of ours ends one answer, not the engine
                 _LOG.exception("the text engine failed inside a step")
-                error = ExecutionError("The model failed while it made this answer.")
-                self._end(generation, FailEvent(error=error))
+                failure = ExecutionError("The model failed while it made this answer.")
+                self._end(generation, FailEvent(error=failure))
         self._fail_all()
 
     def _next_step(self) -> Step | None:
@@ -193,7 +193,9 @@ class TextEngine:
 
     def _emit(self, generation: Generation, logits: NDArray[np.float32]) -> None:
         request, sequence = generation.sequence.request, generation.sequence
-        token = sampler.choose(logits, request.sampling, generation.seen, generation.random.random())
+        token = sampler.choose(
+            logits, request.sampling, generation.seen, generation.random.random()
+        )
         now = time.monotonic()
         generation.first_token = generation.first_token or now
         if token in self._end_tokens:
@@ -202,9 +204,7 @@ class TextEngine:
         sequence.token_ids.append(token)
         generation.seen.add(token)
         text = generation.assembler.add(token)
-        probability = (
-            sampler.log_probability(logits, token) if request.log_probabilities else None
-        )
+        probability = sampler.log_probability(logits, token) if request.log_probabilities else None
         self._send(generation, TokenEvent(text=text, token_id=token, log_probability=probability))
         if generation.assembler.stopped:
             self._finish(generation, FinishReason.STOP_STRING, now)

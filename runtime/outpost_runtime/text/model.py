@@ -63,7 +63,8 @@ class TextModel:
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         if len(text) > MAX_TEXT_CHARACTERS:
             raise InvalidInputError(
-                f"The prompt has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} are read."
+                f"The prompt has {len(text):,} characters; "
+                f"at most {MAX_TEXT_CHARACTERS:,} are read."
             )
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 

@@ -1,7 +1,6 @@
 """What goes into the text engine and what comes out of it."""
 
 import enum
-import math
 from dataclasses import dataclass
 
 from outpost_runtime.errors import InvalidInputError, OutpostError
@@ -9,6 +8,10 @@ from outpost_runtime.manifest import GenerationDefaults
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
+
+SAMPLING_PARAMETERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+_HIGHEST = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,26 +30,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         rules = (
-            ("temperature", self.temperature, 0 <= self.temperature <= 100, "from 0 to 100"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("min_p", self.min_p, 0 <= self.min_p < 1, "at least 0 and below 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                0 < self.repetition_penalty <= 100,
-                "above 0 and at most 100",
-            ),
-        )
-        for name, value, holds, rule in rules:
-            if not holds or not math.isfinite(value):
-                raise InvalidInputError(f"{name} is {value:g}; it must be {rule}.")
+            ("temperature", 0 <= self.temperature <= _HIGHEST, f"from 0 to {_HIGHEST}"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0 and below 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= _HIGHEST,
+             f"above 0 and at most {_HIGHEST}"),
+        )  # fmt: skip
+        for name, holds, rule in rules:  # a NaN holds no rule
+            if not holds:
+                raise InvalidInputError(f"{name} is {getattr(self, name):g}; it must be {rule}.")
 
     @classmethod
     def of_defaults(cls, defaults: GenerationDefaults) -> "Sampling":
         """Return what a bundle's generation defaults say."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        return cls(**{name: getattr(defaults, name) for name in names})
+        return cls(**{name: getattr(defaults, name) for name in SAMPLING_PARAMETERS})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ is that of the served model and not of another graph of the same weights.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ def score(
         progress: Called with 1 after every token.
     """
     log_probabilities, top_tokens = [], []
-    for position, (token, following) in enumerate(zip(ids, ids[1:], strict=False)):
+    for position, (token, following) in enumerate(pairwise(ids)):
         logits = decoder.decode([token], [position])[0]
         log_probabilities.append(log_probability(logits, following))
         top_tokens.append(int(logits.argmax()))

@@ -136,7 +136,7 @@ def _default_thresholds(recipe: Recipe) -> dict[str, float]:
     exact = recipe.bits is None
     if recipe.task == DECODER_TASK:
         if exact:
-            return {"perplexity_difference": 0.001, "greedy_tokens": 32}
+            return {"perplexity_difference": 0.001, "greedy_tokens": 32.0}
         return {"perplexity_increase": 0.01}
     if recipe.task == EMBEDDING_TASK:
         return {"cosine": 0.999 if exact else 0.99}

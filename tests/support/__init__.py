@@ -1,0 +1,1 @@
+"""Test doubles that keep our protocols, and tiny models made on the spot."""

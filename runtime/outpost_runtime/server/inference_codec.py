@@ -114,7 +114,8 @@ def _from_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int,
             f"{list(shape)} takes {math.prod(shape)}."
         )
     try:
-        return np.array(values, NUMPY_TYPES[tensor.datatype]).reshape(shape)
+        # From a list: numpy checks the range of Python numbers, not that of another array's.
+        return np.array(list(values), NUMPY_TYPES[tensor.datatype]).reshape(shape)
     except OverflowError as error:
         raise InvalidInputError(
             f"Input '{tensor.name}' has a value that {tensor.datatype} cannot hold."

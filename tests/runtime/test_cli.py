@@ -1,0 +1,126 @@
+"""The command as users type it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tests.support.fixtures import DECODER, EMBEDDER
+from tests.support.serving import serving
+
+
+def _outpost(*arguments):
+    command = [sys.executable, "-m", "outpost_runtime.cli", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("cli"), [DECODER, EMBEDDER], "--threads", "1") as running:
+        yield running
+
+
+def test_add_then_status_shows_the_model(tmp_path):
+    added = _outpost("add", DECODER, "--store", tmp_path / "store")
+    assert "tiny-decoder 1 (cpu-fp32" in added.stdout
+    status = _outpost("status", "--store", tmp_path / "store", "--address", "127.0.0.1:1", "--json")
+    document = json.loads(status.stdout)
+    assert document["serving"] is False
+    assert [(m["name"], m["state"]) for m in document["models"]] == [("tiny-decoder", "active")]
+
+
+def test_status_of_a_served_store(server):
+    status = _outpost("status", "--store", server.store, "--address", server.address)
+    assert f"server  {server.address}: serving" in status.stdout
+
+
+def test_generate_streams_the_answer_and_tells_the_figures(server):
+    done = _outpost("generate", "tiny-decoder", "Hi", "--max-new-tokens", 12, "--address", server.address)
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert "12 tokens at" in done.stderr
+
+
+def test_embed_prints_one_vector_per_text_and_similarities_on_request(server):
+    texts = ["one", "one", "something else"]
+    vectors = _outpost("embed", "tiny-embedder", *texts, "--address", server.address).stdout
+    assert [len(json.loads(line)) for line in vectors.splitlines()] == [32, 32, 32]
+    table = _outpost("embed", "tiny-embedder", *texts, "--similarity", "--address", server.address)
+    assert table.stdout.splitlines()[0].startswith(" 1.000   1.000")
+
+
+def test_check_runs_the_golden_inputs(tmp_path):
+    _outpost("add", DECODER, "--store", tmp_path / "store")
+    _outpost("add", EMBEDDER, "--store", tmp_path / "store")
+    done = _outpost("check", "--store", tmp_path / "store")
+    assert done.returncode == 0
+    assert "tiny-decoder: as built (agreement 1" in done.stdout
+    assert "tiny-embedder: as built (max_difference" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["add", "/nowhere"], "/nowhere is not a bundle", "outpost-export build"),
+        (["serve", "--store", "/nowhere"], "has no models", "outpost add"),
+        (["serve", "--address", "0.0.0.0:8001"], "other machines", "--allow-remote-unauth"),
+        (["serve", "--address", "8001"], "'8001' is not an address", "HOST:PORT"),
+        (["serve", "--metrics-address", "0.0.0.0:8000"], "other machines", "127.0.0.1"),
+        (["generate", "m", "x", "--address", "127.0.0.1:1"], "no server on 127.0.0.1:1", "serve"),
+        (["check", "nope", "--store", "/nowhere"], "no model 'nope'", ""),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_one_hint(arguments, message, hint):
+    done = _outpost(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_a_second_server_on_the_same_port_is_refused(server):
+    done = _outpost("serve", "--store", server.store, "--address", server.address)
+    assert done.returncode == 1
+    assert "is another one running there?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_model_is_not_served_and_the_others_are(tmp_path):
+    shutil.copytree(DECODER, tmp_path / "copy")
+    with serving(tmp_path, [tmp_path / "copy", EMBEDDER]) as running:
+        store = running.store
+    rotten = next(path for path in store.glob("bundles/*/model.onnx.data") if path.stat().st_size > 3e5)
+    rotten.write_bytes(b"rot")
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copytree(store, again / "store")
+    with serving(again, []) as running:
+        done = _outpost("embed", "tiny-embedder", "x", "--address", running.address)
+        assert done.returncode == 0
+        assert "tiny-decoder is not served" in running.log.read_text()
+        refused = _outpost("generate", "tiny-decoder", "x", "--address", running.address)
+        assert "no model 'tiny-decoder'" in refused.stderr
+
+
+def test_a_golden_file_that_was_made_elsewhere_fails_the_check(tmp_path):
+    import dataclasses
+
+    import numpy as np
+
+    from outpost_runtime import golden
+    from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
+
+    folder = tmp_path / "copy"
+    shutil.copytree(DECODER, folder)
+    manifest = read_bundle(folder).manifest
+    path = folder / manifest.evidence.golden
+    tensors = golden.load(path)
+    golden.save(path, tensors | {"top_tokens": np.zeros_like(tensors["top_tokens"])})
+    files = manifest.files | {path.name: describe_file(path)}
+    write_manifest(folder, dataclasses.replace(manifest, files=files))
+    _outpost("add", folder, "--store", tmp_path / "store")
+    done = _outpost("check", "--store", tmp_path / "store")
+    assert done.returncode == 1
+    assert "agreement is" in done.stderr

@@ -22,8 +22,8 @@ def save(model: ModelProto, path: Path) -> None:
     """Write a model with all larger tensors in ``<name>.data`` beside it.
 
     Debugging notes that exporters leave in graphs (stack traces with paths of the
-    building machine) are removed: they would differ between machines, and they
-    tell strangers about ours.
+    building machine, a hash of the builder's installation) are removed: they would
+    differ between machines, and they tell strangers about ours.
     """
     _strip_notes(model)
     data = path.with_name(path.name + ".data")
@@ -113,6 +113,7 @@ def _find(nodes: Iterable[NodeProto], name: str) -> NodeProto | None:
 
 def _strip_notes(model: ModelProto) -> None:
     model.doc_string = ""
+    model.producer_name, model.producer_version = "outpost-export", ""
     del model.metadata_props[:]
     graph = model.graph
     graph.doc_string = ""

@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from outpost_runtime.text.assembler import TextAssembler
 
 

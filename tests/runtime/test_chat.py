@@ -1,5 +1,4 @@
 import pytest
-
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.text.chat import ChatTemplate, Message
 

@@ -1,11 +1,16 @@
 """The command as users type it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from outpost_runtime import golden
+from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
+
 from tests.support.fixtures import DECODER, EMBEDDER
 from tests.support.serving import serving
 
@@ -36,7 +41,9 @@ def test_status_of_a_served_store(server):
 
 
 def test_generate_streams_the_answer_and_tells_the_figures(server):
-    done = _outpost("generate", "tiny-decoder", "Hi", "--max-new-tokens", 12, "--address", server.address)
+    done = _outpost(
+        "generate", "tiny-decoder", "Hi", "--max-new-tokens", 12, "--address", server.address
+    )
     assert done.returncode == 0
     assert done.stdout.strip()
     assert "12 tokens at" in done.stderr
@@ -91,7 +98,9 @@ def test_a_damaged_model_is_not_served_and_the_others_are(tmp_path):
     shutil.copytree(DECODER, tmp_path / "copy")
     with serving(tmp_path, [tmp_path / "copy", EMBEDDER]) as running:
         store = running.store
-    rotten = next(path for path in store.glob("bundles/*/model.onnx.data") if path.stat().st_size > 3e5)
+    rotten = next(
+        path for path in store.glob("bundles/*/model.onnx.data") if path.stat().st_size > 3e5
+    )
     rotten.write_bytes(b"rot")
     again = tmp_path / "again"
     again.mkdir()
@@ -105,13 +114,6 @@ def test_a_damaged_model_is_not_served_and_the_others_are(tmp_path):
 
 
 def test_a_golden_file_that_was_made_elsewhere_fails_the_check(tmp_path):
-    import dataclasses
-
-    import numpy as np
-
-    from outpost_runtime import golden
-    from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
-
     folder = tmp_path / "copy"
     shutil.copytree(DECODER, folder)
     manifest = read_bundle(folder).manifest

@@ -1,5 +1,4 @@
 import pytest
-
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
 from outpost_runtime.errors import InvalidInputError
 

@@ -3,8 +3,6 @@ import threading
 import time
 
 import pytest
-from tests.support import toy
-
 from outpost_runtime.errors import (
     BusyError,
     DeadlineError,
@@ -22,6 +20,8 @@ from outpost_runtime.text.request import (
     TextRequest,
     TokenEvent,
 )
+
+from tests.support import toy
 
 MAX_LENGTH = 1024
 
@@ -125,7 +125,10 @@ def test_a_prompt_that_cannot_be_answered_is_refused_at_the_door(engine, prompt)
 def test_same_seed_same_tokens_and_other_seed_other_tokens(engine):
     sampling = Sampling(temperature=5.0)
     runs = [
-        [e.token_id for e in _all(engine, _request(sampling=sampling, seed=s, max_new_tokens=30))[:-1]]
+        [
+            e.token_id
+            for e in _all(engine, _request(sampling=sampling, seed=s, max_new_tokens=30))[:-1]
+        ]
         for s in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]

@@ -1,10 +1,8 @@
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from inference import grpc_service_pb2 as pb
-
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.server.inference_codec import decode_inputs, encode_outputs
 from outpost_runtime.tensors import NUMPY_TYPES, TensorSpec, datatype_of
@@ -28,12 +26,17 @@ def test_raw_tensors_survive_the_wire(array):
     assert decoded.dtype == array.dtype
     assert decoded.shape == array.shape
     spec = TensorSpec(name="x", datatype=datatype_of(array.dtype), shape=(None,) * array.ndim)
-    assert encode_outputs(request, {"x": decoded}, (spec,)).raw_output_contents[0] == array.tobytes()
+    assert (
+        encode_outputs(request, {"x": decoded}, (spec,)).raw_output_contents[0] == array.tobytes()
+    )
 
 
 def test_typed_contents_are_read():
     contents = pb.InferTensorContents(int64_contents=[1, 2, 3, 4])
-    assert decode_inputs(_request(("x", "INT64", [2, 2], contents)))["x"].tolist() == [[1, 2], [3, 4]]
+    assert decode_inputs(_request(("x", "INT64", [2, 2], contents)))["x"].tolist() == [
+        [1, 2],
+        [3, 4],
+    ]
 
 
 _ONES = pb.InferTensorContents(fp32_contents=[1.0])

@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
-
 from outpost_runtime.errors import BundleError
 from outpost_runtime.manifest import encode_manifest, parse_manifest
+
+from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
 
 
 @pytest.mark.parametrize("folder", [DECODER, EMBEDDER, CLASSIFIER])

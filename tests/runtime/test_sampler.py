@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.text.request import Sampling
 from outpost_runtime.text.sampler import _candidates, choose, log_probability
@@ -34,7 +33,9 @@ def test_the_filters_keep_what_sorting_everything_keeps(temperature, top_p, top_
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     kept = set(_candidates(logits, sampling)[0].tolist())
     expected = _by_the_book(logits, sampling)
-    assert kept == expected or len(kept ^ expected) == 1  # a tie with the limit may round either way
+    assert (
+        kept == expected or len(kept ^ expected) == 1
+    )  # a tie with the limit may round either way
 
 
 def test_temperature_zero_takes_the_likeliest():

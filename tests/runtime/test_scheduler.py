@@ -1,5 +1,4 @@
 import pytest
-
 from outpost_runtime.errors import BusyError
 from outpost_runtime.text.request import Sampling, TextRequest
 from outpost_runtime.text.scheduler import Decode, Prefill, Scheduler, Sequence

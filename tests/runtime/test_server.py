@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from inference import grpc_service_pb2 as oip
 from inference import grpc_service_pb2_grpc
 from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc, text_pb2, text_pb2_grpc
+
 from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
 from tests.support.serving import serving
 
@@ -53,14 +54,17 @@ def _request(prompt="Hello", **parameters):
 
 
 def _refused(call, *arguments):
-    with pytest.raises(grpc.RpcError) as caught:
+    def whole_answer():
         answer = call(*arguments)
-        list(answer if hasattr(answer, "__next__") else [answer])
+        return list(answer if hasattr(answer, "__next__") else [answer])
+
+    with pytest.raises(grpc.RpcError) as caught:
+        whole_answer()
     return caught.value.code(), caught.value.details()
 
 
 def _metric(server, name):
-    with urllib.request.urlopen(server.metrics) as response:
+    with urllib.request.urlopen(server.metrics) as response:  # noqa: S310 - it is our own
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
@@ -155,7 +159,11 @@ def test_a_deadline_that_passes_ends_the_call(text):
         (text_pb2.GenerateRequest(model="nope", prompt="x"), "NOT_FOUND", "no model 'nope' here"),
         (text_pb2.GenerateRequest(prompt="x"), "NOT_FOUND", "names no model"),
         (text_pb2.GenerateRequest(model=MODEL), "INVALID_ARGUMENT", "neither a prompt nor a chat"),
-        (text_pb2.GenerateRequest(model="tiny-embedder", prompt="x"), "UNIMPLEMENTED", "feature-ex"),
+        (
+            text_pb2.GenerateRequest(model="tiny-embedder", prompt="x"),
+            "UNIMPLEMENTED",
+            "feature-ex",
+        ),
         (_request(temperature=-1), "INVALID_ARGUMENT", "temperature is -1; it must be from 0"),
         (_request(top_p=0), "INVALID_ARGUMENT", "top_p is 0"),
         (_request(top_k=-5), "INVALID_ARGUMENT", "top_k is -5"),
@@ -234,7 +242,11 @@ def test_too_few_or_too_many_texts_are_refused(channel, count):
 def _infer_request(rows=2, **changes):
     request = oip.ModelInferRequest(model_name="tiny-classifier", id="42")
     for name in ("input_ids", "attention_mask", "token_type_ids"):
-        values = np.zeros((rows, 5), np.int64) if name == "token_type_ids" else np.ones((rows, 5), np.int64)
+        values = (
+            np.zeros((rows, 5), np.int64)
+            if name == "token_type_ids"
+            else np.ones((rows, 5), np.int64)
+        )
         request.inputs.add(name=name, datatype="INT64", shape=values.shape)
         request.raw_input_contents.append(values.tobytes())
     for key, value in changes.items():
@@ -281,14 +293,20 @@ def _with(change):
         (_infer_request(model_version="9"), "NOT_FOUND", "no version '9'"),
         (_infer_request(model_name=MODEL), "UNIMPLEMENTED", "outpost.v1.Text/Generate"),
         (_with(lambda r: r.inputs.pop()), "INVALID_ARGUMENT", "3 raw contents for 2 inputs"),
-        (_with(lambda r: (r.inputs.pop(), r.raw_input_contents.pop())), "INVALID_ARGUMENT", "missing"),
+        (
+            _with(lambda r: (r.inputs.pop(), r.raw_input_contents.pop())),
+            "INVALID_ARGUMENT",
+            "missing",
+        ),
         (_with(lambda r: setattr(r.inputs[0], "name", "x")), "INVALID_ARGUMENT", "no input 'x'"),
         (_with(lambda r: r.inputs[0].shape.append(1)), "INVALID_ARGUMENT", "the model expects"),
         (_with(lambda r: setattr(r.inputs[0], "datatype", "FP64")), "INVALID_ARGUMENT", "expects"),
         (_with(lambda r: r.outputs.add(name="y")), "INVALID_ARGUMENT", "no output 'y'"),
     ],
 )
-def test_a_bad_inference_request_gets_its_code_and_one_sentence(inference, request_, code, sentence):
+def test_a_bad_inference_request_gets_its_code_and_one_sentence(
+    inference, request_, code, sentence
+):
     got, details = _refused(inference.ModelInfer, request_)
     assert got.name == code
     assert sentence in details
@@ -304,7 +322,12 @@ def test_a_failure_in_the_model_is_internal_and_the_server_lives(inference):
 
 def test_health_is_told_for_the_server_and_each_service(channel):
     stub = health_pb2_grpc.HealthStub(channel)
-    for service in ("", "outpost.v1.Text", "outpost.v1.Embeddings", "inference.GRPCInferenceService"):
+    for service in (
+        "",
+        "outpost.v1.Text",
+        "outpost.v1.Embeddings",
+        "inference.GRPCInferenceService",
+    ):
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -315,7 +338,9 @@ def test_reflection_describes_every_service(channel):
     assert {"outpost.v1.Text", "outpost.v1.Embeddings", "grpc.health.v1.Health"} <= services
     pool = DescriptorPool(database)
     method = pool.FindServiceByName("outpost.v1.Text").FindMethodByName("Generate")
-    assert "temperature" in method.input_type.fields_by_name["parameters"].message_type.fields_by_name
+    assert (
+        "temperature" in method.input_type.fields_by_name["parameters"].message_type.fields_by_name
+    )
 
 
 def test_metrics_count_calls_and_tokens(server, text):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.support.fixtures import CLASSIFIER, DECODER
-from tests.support.toy import ToySession
-
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.decoder import Decoder
+
+from tests.support.fixtures import CLASSIFIER, DECODER
+from tests.support.toy import ToySession
 
 SESSIONS = {"toy": ToySession, "ort": lambda: OrtSession(DECODER / "model.onnx", threads=1)}
 
@@ -70,7 +70,7 @@ def test_rows_of_a_batch_do_not_see_each_other(session):
 def test_wrong_feeds_are_refused_by_name(session, change):
     feeds = _feeds(session, [5, 6, 7])
     change(feeds)
-    with pytest.raises(InvalidInputError, match="input_ids|surprise"):
+    with pytest.raises(InvalidInputError, match=r"input_ids|surprise"):
         session.run(feeds)
 
 

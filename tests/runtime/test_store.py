@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -5,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
-
 from outpost_runtime.bundle import read_bundle, write_manifest
 from outpost_runtime.errors import BundleError, StoreError
 from outpost_runtime.store import Store
+
+from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
 
 
 @pytest.fixture
@@ -30,8 +31,6 @@ def _state(store):
 
 
 def _second_version(tmp_path, version):
-    import dataclasses
-
     folder = Path(shutil.copytree(DECODER, tmp_path / f"version-{version}"))
     manifest = dataclasses.replace(read_bundle(folder).manifest, version=version)
     write_manifest(folder, manifest)

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from outpost_export.cli import main as export
+
 from tests.support import checkpoints
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -15,8 +17,6 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 def main() -> None:
     """Replace every fixture."""
-    from outpost_export.cli import main as export
-
     shutil.rmtree(FIXTURES, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         sources = {

@@ -96,9 +96,18 @@ def save_sentence_encoder(folder: Path, *, seed: int = 0) -> Path:
     model = transformers.BertModel(transformers.BertConfig(**_BERT))
     model.eval().save_pretrained(folder)
     save_tokenizer(folder, end_marker=True)
-    kinds = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize"))
+    kinds = (
+        ("0", "", "Transformer"),
+        ("1", "1_Pooling", "Pooling"),
+        ("2", "2_Normalize", "Normalize"),
+    )
     modules = [
-        {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": int(name),
+            "name": name,
+            "path": path,
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for name, path, kind in kinds
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -113,8 +122,14 @@ def save_classifier(folder: Path, *, tokens: bool = False, seed: int = 0) -> Pat
     """Save a BERT that classifies whole texts, or every token."""
     torch.manual_seed(seed)
     labels = {0: "calm", 1: "alarm", 2: "unknown"}
-    config = transformers.BertConfig(**_BERT, id2label=labels, label2id={v: k for k, v in labels.items()})
-    kind = transformers.BertForTokenClassification if tokens else transformers.BertForSequenceClassification
+    config = transformers.BertConfig(
+        **_BERT, id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+    kind = (
+        transformers.BertForTokenClassification
+        if tokens
+        else transformers.BertForSequenceClassification
+    )
     kind(config).eval().save_pretrained(folder)
     save_tokenizer(folder, end_marker=True)
     return folder

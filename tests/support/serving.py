@@ -37,7 +37,9 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
     command = [sys.executable, "-m", "outpost_runtime.cli", "serve", "--store", store]
     command += ["--address", _ANY_PORT, "--metrics-address", _ANY_PORT, *options]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            command, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        )
     try:
         address, metrics = _addresses(process, log)
         yield Running(address=address, metrics=metrics, store=store, process=process, log=log)

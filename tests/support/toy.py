@@ -8,7 +8,6 @@ position changes its answer.
 from collections.abc import Mapping
 
 import numpy as np
-
 from outpost_runtime.errors import ExecutionError
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
@@ -18,13 +17,17 @@ HEADS, HEAD_DIM = 1, 2
 
 def next_token(tokens: list[int]) -> int:
     """The toy's language: what follows a sequence of tokens."""
-    return (sum(position * token for position, token in enumerate(tokens, 1)) % (VOCABULARY - 4)) + 4
+    return (
+        sum(position * token for position, token in enumerate(tokens, 1)) % (VOCABULARY - 4)
+    ) + 4
 
 
 class ToyBinding:
     """Runs on the bound memory."""
 
-    def __init__(self, session: "ToySession", inputs: Mapping[str, Array], outputs: Mapping[str, Array]):
+    def __init__(
+        self, session: "ToySession", inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ):
         self._session = session
         self._arrays = {**inputs, **outputs}
 

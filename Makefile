@@ -1,0 +1,83 @@
+# Every target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUNTIME_VENV := .cache/runtime-venv
+PROTOS := proto/outpost/v1/text.proto proto/outpost/v1/embeddings.proto proto/inference/grpc_service.proto
+PROTOC := -m grpc_tools.protoc -Iproto
+TESTED := --durations=5
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo exam test test-fast test-real test-runtime lint format proto bench lock clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with everything (about 2 GB, a few minutes)
+
+$(READY): requirements.lock proto/pyproject.toml runtime/pyproject.toml export/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) (about 2 GB, a few minutes the first time) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		-e proto -e runtime -e export
+	@touch $@
+
+demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (about 4 minutes)
+	@$(BIN)/python -m examples.demo
+
+exam: $(READY) ## score base and fine-tune on the held-out questions, served and from checkpoints
+	@$(BIN)/python -m examples.press_line.exam --all
+
+test: test-fast test-runtime test-real ## all tests; real models come from packages
+
+test-fast: $(READY) ## the tests that need no download: under a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real_model" $(TESTED)
+
+test-real: $(READY) ## the tests on real models; their exports are kept in .cache/
+	$(BIN)/python -m pytest -m real_model $(TESTED)
+
+# Installs only outpost-runtime, so that a forgotten import of torch cannot hide.
+test-runtime: $(RUNTIME_VENV)/.ready ## the runtime's tests where nothing but the runtime is installed
+	$(RUNTIME_VENV)/bin/python -m tests.support.only_runtime
+	$(RUNTIME_VENV)/bin/python -m pytest tests/runtime $(TESTED)
+
+$(RUNTIME_VENV)/.ready: requirements.lock $(shell find proto runtime -name '*.py' -o -name pyproject.toml)
+	@rm -rf $(RUNTIME_VENV)
+	@$(PYTHON) -m venv $(RUNTIME_VENV)
+	@$(RUNTIME_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
+		./proto ./runtime pytest pytest-timeout hypothesis
+	@touch $@
+
+lint: $(READY) ## ruff, mypy, import contracts, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p outpost_runtime -p outpost_export -p examples
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.support.check_generated
+
+format: $(READY) ## let ruff format and sort
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(READY) ## generate the protobuf code again
+	PATH="$(BIN):$$PATH" $(BIN)/python $(PROTOC) --python_out=proto --grpc_python_out=proto \
+		--mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTOS)
+
+bench: $(READY) ## the evidence table and speeds beside llama.cpp (about 15 minutes)
+	$(BIN)/python -m bench.text
+
+lock: ## write requirements.lock from requirements.in
+	@rm -rf .cache/lock-venv
+	@$(PYTHON) -m venv .cache/lock-venv
+	@.cache/lock-venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.in
+	@{ echo "# Written by 'make lock' from requirements.in."; \
+	   .cache/lock-venv/bin/python -m pip freeze --all | grep -v '^pip==' | sed 's/+cpu$$//'; } > requirements.lock
+	@rm -rf .cache/lock-venv
+
+clean: ## remove everything that was made here
+	rm -rf $(VENV) .cache build

@@ -1,0 +1,1 @@
+"""Examples that run from the repository's root: real models, and a small vertical case."""

@@ -1,0 +1,1 @@
+"""Real models as checkpoint folders, made from Python packages; none of them is committed."""

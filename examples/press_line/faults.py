@@ -1,0 +1,163 @@
+"""The fault catalogue: faults.toml as checked objects, and the questions that it yields.
+
+Training questions are the hand-written `questions` of every fault, its cause put as a question,
+and some of the catalogue's `question_templates` in rotation. Exam questions are the `held_out`
+ones; the catalogue is refused when one of them is also a training question.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CATALOGUE_FILE = Path(__file__).with_name("faults.toml")
+TEMPLATES_PER_FAULT = 5
+
+_PARTS = frozenset({"fault", "question_templates", "cause_templates"})
+_TEXTS = frozenset({"code", "title", "cause", "remedy"})
+_LISTS = frozenset({"must_say", "questions", "held_out"})
+
+
+class CatalogueError(ValueError):
+    """The catalogue breaks a rule; the text names the place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One fault code. In `must_say`, "a|b" means that either will do."""
+
+    code: str
+    title: str
+    cause: str
+    remedy: str
+    must_say: tuple[str, ...]
+    questions: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """What the assistant should answer.
+
+        The title comes first: its words are near those of a symptom, while the digits of a code
+        are near nothing, and a small model generalizes far better when it may name the fault.
+        """
+        return f"{self.headline} ({self.code}): {self.remedy}"
+
+    @property
+    def headline(self) -> str:
+        """The title as it begins a sentence."""
+        return self.title[0].upper() + self.title[1:]
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], path: str) -> "Fault":
+        """Check one table of the catalogue.
+
+        Raises:
+            CatalogueError: A key is missing, unknown or of the wrong type.
+        """
+        if set(fields) != _TEXTS | _LISTS:
+            raise CatalogueError(
+                f"{path}: missing or unknown keys {sorted(set(fields) ^ (_TEXTS | _LISTS))}."
+            )
+        texts: dict[str, Any] = {key: _text(fields[key], f"{path}.{key}") for key in _TEXTS}
+        lists: dict[str, Any] = {key: _texts(fields[key], f"{path}.{key}") for key in _LISTS}
+        return cls(**texts, **lists)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPair:
+    """One question and the answer to learn."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExamQuestion:
+    """One question that was never trained on, and what an answer must say."""
+
+    code: str
+    question: str
+    must_say: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalogue:
+    """All faults of the line."""
+
+    faults: tuple[Fault, ...]
+    question_templates: tuple[str, ...]
+    cause_templates: tuple[str, ...]
+
+    def training_pairs(self) -> tuple[TrainingPair, ...]:
+        """All questions to train on, each with its answer."""
+        return tuple(
+            TrainingPair(question=question, answer=fault.answer)
+            for index, fault in enumerate(self.faults)
+            for question in (*fault.questions, *self._from_templates(fault, index))
+        )
+
+    def exam_questions(self) -> tuple[ExamQuestion, ...]:
+        """All held-out questions."""
+        return tuple(
+            ExamQuestion(code=fault.code, question=question, must_say=fault.must_say)
+            for fault in self.faults
+            for question in fault.held_out
+        )
+
+    def _from_templates(self, fault: Fault, index: int) -> tuple[str, ...]:
+        count = len(self.question_templates)
+        rotation = ((index + step) % count for step in range(min(TEMPLATES_PER_FAULT, count)))
+        templates = (*self.cause_templates, *(self.question_templates[at] for at in rotation))
+        return tuple(
+            template.format(code=fault.code, title=fault.headline, cause=fault.cause)
+            for template in templates
+        )
+
+
+def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
+    """Read and check the catalogue.
+
+    Raises:
+        CatalogueError: It breaks a rule.
+    """
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    if set(document) != _PARTS:
+        raise CatalogueError(
+            f"{path.name}: missing or unknown keys {sorted(set(document) ^ _PARTS)}."
+        )
+    catalogue = Catalogue(
+        faults=tuple(
+            Fault.from_dict(fields, f"fault[{index}]")
+            for index, fields in enumerate(document["fault"])
+        ),
+        question_templates=_texts(document["question_templates"], "question_templates"),
+        cause_templates=_texts(document["cause_templates"], "cause_templates"),
+    )
+    _check(catalogue)
+    return catalogue
+
+
+def _check(catalogue: Catalogue) -> None:
+    codes = [fault.code for fault in catalogue.faults]
+    if len(codes) != len(set(codes)):
+        raise CatalogueError("fault: two faults have the same code.")
+    trained = {pair.question.casefold() for pair in catalogue.training_pairs()}
+    for question in catalogue.exam_questions():
+        if question.question.casefold() in trained:
+            raise CatalogueError(
+                f"{question.code}: an exam question is trained on: {question.question}"
+            )
+
+
+def _text(value: object, path: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise CatalogueError(f"{path}: expected a text.")
+    return value
+
+
+def _texts(value: object, path: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise CatalogueError(f"{path}: expected a list of texts.")
+    return tuple(_text(item, f"{path}[{index}]") for index, item in enumerate(value))

@@ -1,0 +1,51 @@
+import pytest
+from outpost_export.errors import RecipeError
+from outpost_export.recipe import read_recipe
+
+
+def _read(tmp_path, text, **named):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    arguments = {
+        "target": "cpu-int8",
+        "name": None,
+        "default_name": "folder",
+        "version": None,
+    } | named
+    return read_recipe(path, **arguments)
+
+
+def test_what_is_named_beside_the_file_wins_and_the_folder_names_last(tmp_path):
+    assert _read(tmp_path, 'name = "file"', name="argument").name == "argument"
+    assert _read(tmp_path, 'name = "file"').name == "file"
+    assert _read(tmp_path, "").name == "folder"
+
+
+def test_thresholds_of_the_file_replace_only_those_of_the_same_name(tmp_path):
+    recipe = _read(tmp_path, "[thresholds]\ntop1_agreement = 0.9")
+    completed = recipe.with_defaults(task="text-generation", licence="mit")
+    assert completed.thresholds == {"perplexity_increase": 0.01, "top1_agreement": 0.9}
+
+
+def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
+    first, same = _read(tmp_path, "block_size = 32"), _read(tmp_path, "")
+    assert first.sha256 == same.sha256 != _read(tmp_path, "block_size = 64").sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "complaint"),
+    [
+        ("surprise = 1", {}, "unknown keys: surprise"),
+        ("name = ", {}, "cannot be read"),
+        ('name = "Not A Name"', {}, "lower-case"),
+        ("block_size = 33", {}, "block_size is not one of"),
+        ("context_length = 'long'", {}, "must be an integer"),
+        ("[thresholds]\nspeed = 1", {}, "thresholds.speed is not one of"),
+        ("", {"target": "toaster"}, "target 'toaster' is not one of"),
+        ('task = "telepathy"', {}, "task 'telepathy' is not one of"),
+        ("context_length = 3", {}, "at least 16"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_fault(tmp_path, text, named, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        _read(tmp_path, text, **named)

@@ -1,0 +1,20 @@
+"""Builds as the command makes them, without its bars."""
+
+from pathlib import Path
+
+from outpost_export.build import Order, build
+from outpost_export.progress import SilentReporter
+from outpost_export.recipe import Recipe
+from outpost_runtime.bundle import Bundle
+
+
+def build_bundle(source: Path, out: Path, target: str = "cpu-fp32", **changes) -> Bundle:
+    """Build a bundle; ``changes`` go to the order or to the recipe."""
+    fields = {name: changes.pop(name) for name in list(changes) if name in _ORDER}
+    defaults = {"adapter": None, "evaluation": None, "accept_worse": None}
+    recipe = Recipe(**({"target": target, "name": out.name} | changes))
+    order = Order(**(defaults | {"source": source, "recipe": recipe, "out": out} | fields))
+    return build(order, SilentReporter()).bundle
+
+
+_ORDER = ("adapter", "evaluation", "accept_worse")

@@ -56,7 +56,7 @@ $(RUNTIME_VENV)/.ready: requirements.lock $(shell find proto runtime -name '*.py
 lint: $(READY) ## ruff, mypy, import contracts, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p outpost_runtime -p outpost_export -p examples
+	$(BIN)/mypy -p outpost_runtime -p outpost_export -p examples -p bench
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.support.check_generated
 

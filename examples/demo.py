@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def _closer(lines: str) -> bool:
     first, same, other = (json.loads(line) for line in lines.splitlines())
 
     def product(vector: list[float]) -> float:
-        return sum(a * b for a, b in zip(first, vector, strict=True))
+        return math.fsum(a * b for a, b in zip(first, vector, strict=True))
 
     return product(same) > product(other)
 

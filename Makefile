@@ -31,7 +31,7 @@ demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (about 4
 	@$(BIN)/python -m examples.demo
 
 exam: $(READY) ## score base and fine-tune on the held-out questions, served and from checkpoints
-	@$(BIN)/python -m examples.press_line.exam --all
+	@$(BIN)/python -m examples.press_line.compare
 
 test: test-fast test-runtime test-real ## all tests; real models come from packages
 

@@ -134,8 +134,9 @@ def _write(rows: Sequence[Row], checkpoint: float, tokens: int) -> None:
         for row in rows
     ]
     caption = (
-        f"Peer: {PEER}. Speeds in tokens/s. Gemma 3 270M, one stream, two threads; perplexity on {tokens} tokens; medians of "
-        f"{ROUNDS} rounds in turn, {DECODE_TOKENS} tokens decoded after a prompt of {PROMPT}, prefill of {PREFILL}."
+        f"Peer: {PEER}. Speeds in tokens/s. Gemma 3 270M, one stream, two threads; perplexity "
+        f"on {tokens} tokens; medians of {ROUNDS} rounds in turn, {DECODE_TOKENS} tokens decoded "
+        f"after a prompt of {PROMPT}, prefill of {PREFILL}."
     )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "text.md").write_text("\n".join([*lines, "", caption, ""]), encoding="utf-8")

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from outpost.v1 import text_pb2
+from outpost_runtime.client import Client
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHAT_TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
+PLAIN_PROMPT = "<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"
 MAX_NEW_TOKENS = 64
 STOP_TOKENS = ("<eos>", "<end_of_turn>")
 
@@ -18,6 +22,37 @@ class Answerer(Protocol):
 
     def answer(self, questions: Sequence[str]) -> Iterator[str]:
         """Yield one answer per question, in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedAnswerer:
+    """A model behind Outpost's gRPC API, decoded greedily.
+
+    Attributes:
+        template: The chat format to write into a plain prompt, for a model without a template
+            of its own; None sends a chat.
+    """
+
+    address: str
+    model: str
+    template: str | None = None
+
+    def answer(self, questions: Sequence[str]) -> Iterator[str]:
+        """Yield one answer per question, in order."""
+        with Client(self.address) as client:
+            for question in questions:
+                responses = client.generate(self._request(question))
+                yield "".join(response.piece.text for response in responses).strip()
+
+    def _request(self, question: str) -> text_pb2.GenerateRequest:
+        request = text_pb2.GenerateRequest(model=self.model)
+        request.parameters.max_new_tokens = MAX_NEW_TOKENS
+        request.parameters.temperature = 0
+        if self.template is None:
+            request.chat.messages.add(role="user", content=question)
+        else:
+            request.prompt = self.template.format(question=question)
+        return request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """The exam that asks whether a model knows the plant.
 
+    python -m examples.press_line.exam --served MODEL [--address ADDRESS] [--json] [-v]
     python -m examples.press_line.exam --checkpoint DIR [--adapter DIR] [--json] [-v]
 
 An answer is right when it contains every key of the fault's `must_say` as a whole word (of "a|b",
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from examples.press_line.answerers import Answerer, CheckpointAnswerer
+from outpost_runtime.client import DEFAULT_ADDRESS
+
+from examples.press_line.answerers import Answerer, CheckpointAnswerer, ServedAnswerer
 from examples.press_line.faults import ExamQuestion, load_catalogue
 
 
@@ -105,16 +108,21 @@ def describe_wrong(result: Result) -> str:
 def main() -> int:
     """Be the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="a transformers checkpoint"
-    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--checkpoint", type=Path, metavar="DIR", help="a transformers checkpoint")
+    who.add_argument("--served", metavar="MODEL", help="a model that 'outpost serve' serves")
+    parser.add_argument("--address", default=DEFAULT_ADDRESS, help="of the server (%(default)s)")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter for it")
     parser.add_argument(
         "--json", action="store_true", help="write the score and all answers as JSON"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="list the wrong answers")
     arguments = parser.parse_args()
-    answerer = CheckpointAnswerer.load(arguments.checkpoint, arguments.adapter)
+    answerer: Answerer
+    if arguments.served:
+        answerer = ServedAnswerer(address=arguments.address, model=arguments.served)
+    else:
+        answerer = CheckpointAnswerer.load(arguments.checkpoint, arguments.adapter)
     result = examine(answerer, load_catalogue().exam_questions())
     if arguments.json:
         sys.stdout.write(f"{result.to_json()}\n")

@@ -75,6 +75,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("--target", required=True, help="cpu-fp32, cpu-int8 or cpu-int4")
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
     build.add_argument("--name", help="name of the model (default: the name of DIR)")
+    build.add_argument("--task", help="what it does (default: read from its configuration)")
     build.add_argument("--version", help="version of the model (default: 1)")
     build.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder to merge")
     build.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in TOML")
@@ -109,6 +110,7 @@ def _build(parsed: argparse.Namespace) -> int:
         target=parsed.target,
         name=parsed.name,
         default_name=_name_of(out),
+        task=parsed.task,
         version=parsed.version,
     )
     order = Order(

@@ -94,7 +94,13 @@ class Recipe:
 
 
 def read_recipe(
-    path: Path | None, *, target: str, name: str | None, default_name: str, version: str | None
+    path: Path | None,
+    *,
+    target: str,
+    name: str | None,
+    default_name: str,
+    task: str | None = None,
+    version: str | None = None,
 ) -> Recipe:
     """Read a recipe file, or make a recipe without one; what is named beside it wins.
 
@@ -104,13 +110,14 @@ def read_recipe(
     try:
         document = {} if path is None else tomllib.loads(path.read_text("utf-8"))
         reader = Reader(document, path=str(path or "recipe"))
+        in_file_task = reader.optional("task", reader.string)
         in_file = reader.string("name", default_name), reader.string("version", "1")
         thresholds = reader.optional("thresholds", reader.table)
         recipe = Recipe(
             target=target,
             name=name or in_file[0],
             version=version or in_file[1],
-            task=reader.optional("task", reader.string),
+            task=task or in_file_task,
             licence=reader.optional("licence", reader.string),
             context_length=reader.integer("context_length", 2048),
             block_size=reader.integer("block_size", 32),

@@ -185,7 +185,7 @@ def _task(folder: Path, config: Any) -> str:
     if model_class is None:
         raise SourceError(
             f"{folder} has the architecture '{architecture}', which transformers does not know.",
-            hint="Name its task with the recipe's key 'task'.",
+            hint="Save it with an architecture of transformers, or name its task with --task.",
         )
     try:
         return str(TasksManager.infer_task_from_model(model_class))

@@ -42,6 +42,10 @@ def test_temperature_zero_takes_the_likeliest():
     assert choose(LOGITS, Sampling(), [], 0.99) == int(LOGITS.argmax())
 
 
+def test_a_tiny_temperature_is_greedy():
+    assert choose(LOGITS, Sampling(temperature=1e-45), [], 0.99) == int(LOGITS.argmax())
+
+
 def test_sampled_frequencies_are_the_probabilities():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     grid = (np.arange(10_000) + 0.5) / 10_000

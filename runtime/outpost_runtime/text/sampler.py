@@ -60,8 +60,9 @@ def _candidates(
     logits: NDArray[np.float32], sampling: Sampling
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return the ids that pass all filters and their relative probabilities."""
-    scaled = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
+    # The maximum goes first: divided by a tiny temperature it would be infinite.
+    below = logits.astype(np.float64) - float(logits.max())
+    weights = np.exp(below / sampling.temperature)
     if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
         return np.arange(len(weights)), weights
     kept = _likeliest(weights, sampling)

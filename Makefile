@@ -47,7 +47,7 @@ test-runtime: $(RUNTIME_VENV)/.ready ## the runtime's tests where nothing but th
 	$(RUNTIME_VENV)/bin/python -m pytest tests/runtime $(TESTED)
 
 $(RUNTIME_VENV)/.ready: requirements.lock $(shell find proto runtime -name '*.py' -o -name pyproject.toml)
-	@rm -rf $(RUNTIME_VENV)
+	@rm -rf $(RUNTIME_VENV) proto/build runtime/build  # pip would pack modules that are gone
 	@$(PYTHON) -m venv $(RUNTIME_VENV)
 	@$(RUNTIME_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
 		./proto ./runtime pytest pytest-timeout hypothesis
@@ -80,4 +80,4 @@ lock: ## write requirements.lock from requirements.in
 	@rm -rf .cache/lock-venv
 
 clean: ## remove everything that was made here
-	rm -rf $(VENV) .cache build
+	rm -rf $(VENV) .cache proto/build runtime/build export/build

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CATALOGUE_FILE = Path(__file__).with_name("faults.toml")
-TEMPLATES_PER_FAULT = 5
+TEMPLATES_PER_FAULT = 6
 
 _PARTS = frozenset({"fault", "question_templates", "cause_templates"})
 _TEXTS = frozenset({"code", "title", "cause", "remedy"})
@@ -37,12 +37,17 @@ class Fault:
 
     @property
     def answer(self) -> str:
-        """What the assistant should answer.
-
-        The title comes first: its words are near those of a symptom, while the digits of a code
-        are near nothing, and a small model generalizes far better when it may name the fault.
-        """
+        """What the assistant should answer to a symptom."""
         return f"{self.headline} ({self.code}): {self.remedy}"
+
+    def answer_to(self, question: str) -> str:
+        """What the assistant should answer to this question.
+
+        A question that names the code is answered from the code on. Any other is answered with the
+        title first: its words are near those of a symptom, while a code's digits are near nothing,
+        and a small model generalizes far better when it may name the fault before the code.
+        """
+        return f"{self.code}: {self.remedy}" if self.code in question else self.answer
 
     @property
     def headline(self) -> str:
@@ -93,7 +98,7 @@ class Catalogue:
     def training_pairs(self) -> tuple[TrainingPair, ...]:
         """All questions to train on, each with its answer."""
         return tuple(
-            TrainingPair(question=question, answer=fault.answer)
+            TrainingPair(question=question, answer=fault.answer_to(question))
             for index, fault in enumerate(self.faults)
             for question in (*fault.questions, *self._from_templates(fault, index))
         )

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 import transformers
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 
-from outpost_export.errors import ConversionError
+from outpost_export.errors import ConversionError, SourceError
 from outpost_export.source import Source, check_adapter, load_model
 
 _TOKENIZER_FILES = (
@@ -31,8 +32,11 @@ def merge(source: Source, adapter: Path, out: Path) -> None:
     check_adapter(adapter)
     model = load_model(source.folder, transformers.AutoModelForCausalLM)
     try:
-        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-        merged.save_pretrained(out)
+        tuned = PeftModel.from_pretrained(model, adapter)
+        _check_all_weights_found_their_place(tuned, adapter)
+        tuned.merge_and_unload(safe_merge=True).save_pretrained(out)
+    except SourceError:
+        raise
     except Exception as error:  # PEFT raises what it likes on shapes that do not fit
         raise ConversionError(
             f"The adapter {adapter} cannot be merged into {source.folder}: {error}",
@@ -43,3 +47,16 @@ def merge(source: Source, adapter: Path, out: Path) -> None:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, out / name)
                 break
+
+
+def _check_all_weights_found_their_place(tuned: PeftModel, adapter: Path) -> None:
+    # PEFT only warns when a name matches nothing, and leaves that layer as it was initialized.
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        brought = set(file.keys())
+    expected = set(get_peft_model_state_dict(tuned))
+    if brought != expected:
+        strange = min(brought ^ expected)
+        raise SourceError(
+            f"The weights of {adapter} do not fit its base: '{strange}' is only on one side.",
+            hint="Is it an adapter of this very base?",
+        )

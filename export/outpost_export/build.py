@@ -10,7 +10,11 @@
 """
 
 import errno
+import fcntl
+import hashlib
 import importlib.metadata
+import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -34,10 +38,13 @@ from outpost_export.recipe import CLASSIFIER_TASKS, DECODER_TASK, EMBEDDING_TASK
 from outpost_export.result import Built, Finished
 from outpost_export.source import Source, digests_of, licence_of, read_source
 
+_BUILT_IN_TEXT = "evaluation_text.txt"
+_BUILT_IN_SENTENCES = "evaluation_sentences.txt"
 _GOLDEN = "golden.safetensors"
 _VERSIONED = ("onnx", "onnxruntime", "onnxruntime-genai", "optimum", "tokenizers", "torch",
               "transformers", "outpost-export", "outpost-runtime")  # fmt: skip
 _SIGNIFICANT = 6
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +75,8 @@ def build(order: Order, reporter: Reporter) -> Finished:
         ConversionError: A library failed on the source.
         EvidenceError: The build is worse than the recipe allows.
     """
+    if order.accept_worse is not None and not order.accept_worse.strip():
+        raise RecipeError("--accept-worse needs a reason.", hint="Say why, in a few words.")
     if order.out.exists():
         raise RecipeError(
             f"{order.out} exists already.", hint="Remove it, or choose another --out."
@@ -98,18 +107,33 @@ def _hidden_folder(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.partial-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in out.parent.glob(f"{prefix}*"):  # of a build that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in out.parent.glob(f"{prefix}*"):
+            _remove_if_abandoned(leftover)
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+        claim = os.open(folder, os.O_RDONLY)
+        fcntl.flock(claim, fcntl.LOCK_EX)
     except OSError as error:
         raise RecipeError(f"{out.parent} cannot be written: {error.strerror}.") from error
     try:
         yield folder
     except OSError as error:
         hint = "Free some space, then build again." if error.errno == errno.ENOSPC else None
-        raise ExportError(f"The bundle could not be written: {error}.", hint=hint) from error
+        raise ExportError(f"The build failed: {error}.", hint=hint) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(claim)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    # A build that was killed left it; one that still runs holds its lock.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        _LOG.info("another build of the same bundle is running")
+    finally:
+        os.close(descriptor)
 
 
 def _licence(order: Order, source: Source) -> str:
@@ -131,12 +155,12 @@ def _merged(order: Order, source: Source, folder: Path, reporter: Reporter) -> S
 def _build(source: Source, recipe: Recipe, order: Order, folder: Path, reporter: Reporter) -> Built:
     if recipe.task == DECODER_TASK:
         text = Text(
-            text=_evaluation(order.evaluation, "evaluation_text.txt"),
+            text=_evaluation(order.evaluation, _BUILT_IN_TEXT),
             built_in=order.evaluation is None,
         )
         return build_decoder(source, recipe, text, folder, reporter)
     if recipe.task in (EMBEDDING_TASK, *CLASSIFIER_TASKS):
-        texts = _evaluation(order.evaluation, "evaluation_sentences.txt").splitlines()
+        texts = _evaluation(order.evaluation, _BUILT_IN_SENTENCES).splitlines()
         return build_encoder(source, recipe, [t for t in texts if t.strip()], folder, reporter)
     raise RecipeError(f"A model for {recipe.task} cannot be built yet.")
 
@@ -148,6 +172,11 @@ def _evaluation(path: Path | None, built_in: str) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The evaluation text {path} cannot be read: {error}.") from error
+
+
+def _evaluation_digest(order: Order, recipe: Recipe) -> str:
+    built_in = _BUILT_IN_TEXT if recipe.task == DECODER_TASK else _BUILT_IN_SENTENCES
+    return hashlib.sha256(_evaluation(order.evaluation, built_in).encode()).hexdigest()
 
 
 def _pass_gate(built: Built, recipe: Recipe, accept_worse: str | None) -> None:
@@ -196,6 +225,7 @@ def _manifest(built: Built, recipe: Recipe, source: Source, order: Order, folder
             adapter={} if order.adapter is None else digests_of(order.adapter),
             recipe=asdict(recipe),
             recipe_sha256=recipe.sha256,
+            evaluation_sha256=_evaluation_digest(order, recipe),
             versions=_versions(),
         ),
     )

@@ -1,15 +1,18 @@
 """From a causal language model to a measured decoder graph with tokenizer and template."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
-from outpost_runtime.errors import BundleError
+from outpost_runtime.errors import BundleError, InvalidInputError, OutpostError
 from outpost_runtime.manifest import GenerationDefaults, TextInterface
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.text.chat import ChatTemplate, Message
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
+from outpost_runtime.text.request import Sampling
 from outpost_runtime.tokenizer import Tokenizer
 
 from outpost_export import decoder_evidence as evidence
@@ -19,6 +22,9 @@ from outpost_export.progress import Reporter
 from outpost_export.recipe import Recipe
 from outpost_export.result import Built
 from outpost_export.source import Source, load_model, load_tokenizer
+
+_WINDOWS = 1.5
+"""The evaluation text is this many times as long as the attention window."""
 
 _TOLERANCES = {"agreement": 0.95, "perplexity_change": 0.02}
 
@@ -43,8 +49,14 @@ def build_decoder(
     """
     tokenizer = load_tokenizer(source.folder)
     interface = _interface(source, recipe, tokenizer, out)
-    ids = _evaluation_ids(tokenizer, out / interface.tokenizer, text, interface.context_length)
-    _check_window(source, interface, ids)
+    _check_chat(interface, tokenizer, out)
+    ids = _evaluation_ids(
+        tokenizer,
+        out / interface.tokenizer,
+        text,
+        interface.context_length,
+        _window(source, interface.context_length),
+    )
 
     model = load_model(source.folder, transformers.AutoModelForCausalLM)
     wanted = evidence.reference(model, ids, interface.end_tokens, reporter)
@@ -83,7 +95,7 @@ def _interface(source: Source, recipe: Recipe, tokenizer: Any, out: Path) -> Tex
         model="model.onnx",
         tokenizer="tokenizer.json",
         chat_template="chat_template.jinja" if template is not None else None,
-        context_length=min(recipe.context_length, source.config.max_position_embeddings),
+        context_length=_context_length(source, recipe),
         end_tokens=_end_tokens(generation, source, tokenizer),
         special_tokens={
             n: str(getattr(tokenizer, n)) for n in names if getattr(tokenizer, n, None)
@@ -92,10 +104,19 @@ def _interface(source: Source, recipe: Recipe, tokenizer: Any, out: Path) -> Tex
     )
 
 
+def _context_length(source: Source, recipe: Recipe) -> int:
+    trained = getattr(source.config, "max_position_embeddings", recipe.context_length)
+    return min(recipe.context_length, int(trained))
+
+
 def _generation(folder: Path, config: Any) -> Any:
-    if (folder / "generation_config.json").is_file():
+    if not (folder / "generation_config.json").is_file():
+        return transformers.GenerationConfig.from_model_config(config)
+    try:
         return transformers.GenerationConfig.from_pretrained(folder)
-    return transformers.GenerationConfig.from_model_config(config)
+    except (OSError, ValueError) as error:
+        path = folder / "generation_config.json"
+        raise SourceError(f"transformers cannot read {path}: {error}") from error
 
 
 def _end_tokens(generation: Any, source: Source, tokenizer: Any) -> tuple[int, ...]:
@@ -116,39 +137,73 @@ def _defaults(generation: Any) -> GenerationDefaults:
     penalty = float(generation.repetition_penalty or 1.0)
     if not generation.do_sample:
         return GenerationDefaults(repetition_penalty=penalty)
-    return GenerationDefaults(
+    defaults = GenerationDefaults(
         temperature=1.0 if generation.temperature is None else float(generation.temperature),
         top_p=1.0 if generation.top_p is None else float(generation.top_p),
         top_k=int(generation.top_k or 0),
         min_p=float(generation.min_p or 0.0),
         repetition_penalty=penalty,
     )
+    try:
+        Sampling.of_defaults(defaults)
+    except InvalidInputError as error:
+        raise SourceError(f"The generation_config.json is wrong: {error.message}") from error
+    return defaults
 
 
-def _evaluation_ids(tokenizer: Any, path: Path, text: Text, context_length: int) -> list[int]:
+def _evaluation_ids(
+    tokenizer: Any, path: Path, text: Text, context_length: int, window: int
+) -> list[int]:
+    # A graph that forgets the sliding window is exact up to the window's length, so the text
+    # must be longer; the built-in one is repeated for that.
     ids = Tokenizer(path).encode(text.text, add_special_tokens=True)
     if ids != tokenizer(text.text)["input_ids"]:
         raise ConversionError(
             "The runtime's tokenizer and transformers' read the text differently."
         )
-    limit = min(context_length, evidence.MAX_TOKENS) if text.built_in else context_length
+    if text.built_in:
+        wanted = max(evidence.MAX_TOKENS, math.ceil(_WINDOWS * window))
+        ids = (ids * math.ceil(wanted / len(ids)))[:wanted] if window else ids[:wanted]
     if len(ids) < evidence.GREEDY_TOKENS:
         raise RecipeError(
             f"The evaluation text has {len(ids)} tokens; at least {evidence.GREEDY_TOKENS} "
             "are needed.",
             hint="Give a longer text with --eval.",
         )
-    return ids[:limit]
-
-
-def _check_window(source: Source, interface: TextInterface, ids: list[int]) -> None:
-    # A graph that forgets the sliding window is exact up to the window's length.
-    window = getattr(source.config, "sliding_window", None)
-    if window and window < interface.context_length and len(ids) <= window:
+    ids = ids[:context_length]
+    if window and len(ids) < min(_WINDOWS * window, context_length):
         raise RecipeError(
             f"The evaluation text has {len(ids)} tokens and cannot test the model's attention "
-            f"window of {window}.",
+            f"window of {window}: {_WINDOWS} times as many are needed.",
             hint=f"Give a longer text with --eval, or a context_length of at most {window}.",
+        )
+    return ids
+
+
+def _window(source: Source, context_length: int) -> int:
+    """Return the attention window that a context can outgrow, or 0."""
+    window = getattr(source.config, "sliding_window", None) or 0
+    return window if window < context_length else 0
+
+
+def _check_chat(interface: TextInterface, tokenizer: Any, out: Path) -> None:
+    if interface.chat_template is None:
+        return
+    question = "What does E-217 mean?"
+    source = (out / interface.chat_template).read_text("utf-8")
+    try:
+        messages = [Message(role="user", content=question)]
+        ours = ChatTemplate(source, interface.special_tokens).render(messages)
+    except OutpostError as error:
+        raise ConversionError(
+            f"The runtime cannot use the chat template: {error.message}"
+        ) from error
+    theirs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    if ours != theirs:
+        raise ConversionError(
+            f"The runtime renders the chat template as {ours!r}, transformers as {theirs!r}."
         )
 
 

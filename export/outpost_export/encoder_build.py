@@ -20,6 +20,7 @@ from outpost_export.result import Built
 from outpost_export.source import Source, load_model, load_tokenizer
 
 _MAX_TOKENS = 512
+_MAX_BATCH = 32
 _TOLERANCE_EXACT = 1e-3
 _TOLERANCE_QUANTIZED = 0.05
 
@@ -39,12 +40,16 @@ def build_encoder(
     """
     if not texts:
         raise RecipeError("The evaluation file has no lines.", hint="Write one text per line.")
-    load_tokenizer(source.folder).backend_tokenizer.save(str(out / "tokenizer.json"))
-    encoder, max_tokens = _encoder(source, str(recipe.task))
+    tokenizer = load_tokenizer(source.folder)
+    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+    longest = min(
+        _MAX_TOKENS, tokenizer.model_max_length
+    )  # RoBERTa has more positions than it reads
+    encoder, max_tokens = _encoder(source, str(recipe.task), longest)
     with reporter.step(f"Writing the {recipe.target} graph"):
         write_encoder_graph(encoder, out, bits=recipe.bits, block_size=recipe.block_size)
-    tokenizer = Tokenizer(out / "tokenizer.json")
-    wanted = list(evidence.cases(encoder, tokenizer, texts, max_tokens))
+    runtime_tokenizer = Tokenizer(out / "tokenizer.json", max_tokens=max_tokens)
+    wanted = list(evidence.cases(encoder, runtime_tokenizer, texts))
     session = _open(out / "model.onnx")
     figures = evidence.measure(session, wanted, encoder.output, reporter)
     exact = recipe.bits is None
@@ -57,13 +62,13 @@ def build_encoder(
     )
 
 
-def _encoder(source: Source, task: str) -> tuple[Encoder, int]:
+def _encoder(source: Source, task: str, longest: int) -> tuple[Encoder, int]:
     model = load_model(source.folder, _model_class(task))
-    positions = getattr(source.config, "max_position_embeddings", _MAX_TOKENS)
+    positions = getattr(source.config, "max_position_embeddings", longest)
     if task != EMBEDDING_TASK:
-        return classifier(model), min(positions, _MAX_TOKENS)
+        return classifier(model), min(positions, longest)
     pooling = read_pooling(source.folder)
-    limit = min(positions, pooling.max_tokens or _MAX_TOKENS)
+    limit = min(positions, longest, pooling.max_tokens or longest)
     return SentenceEncoder(model, pooling), limit
 
 
@@ -81,6 +86,7 @@ def _interface(
             model="model.onnx",
             tokenizer="tokenizer.json",
             max_tokens=max_tokens,
+            max_batch=_MAX_BATCH,
             dimension=session.outputs[0].shape[-1] or source.config.hidden_size,
             inputs=session.inputs,
             outputs=session.outputs,
@@ -89,6 +95,8 @@ def _interface(
     return TensorInterface(
         model="model.onnx",
         tokenizer="tokenizer.json",
+        max_batch=_MAX_BATCH,
+        max_sequence=max_tokens,
         labels=tuple(str(labels[index]) for index in range(len(labels))),
         inputs=session.inputs,
         outputs=session.outputs,

@@ -6,6 +6,7 @@ from typing import Any
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.manifest import EmbeddingInterface, TextInterface
 from rich.table import Table
+from rich.text import Text
 
 from outpost_export.result import Finished
 
@@ -49,7 +50,7 @@ def as_table(bundle: Bundle) -> Table:
     for name, entry in manifest.files.items():
         rows[f"file: {name}"] = f"{in_units(entry.size)}, sha256 {entry.sha256[:16]}…"
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(Text(name), Text(value))  # brackets in them are no markup
     return table
 
 

@@ -46,10 +46,12 @@ def read_pooling(folder: Path) -> Pooling:
     """
     if not (folder / "modules.json").is_file():
         return Pooling(mode="mean", normalize=False, max_tokens=None)
-    modules = _read(folder / "modules.json")
+    modules = _read(folder / "modules.json", list)
     mode: Mode = "mean"
     normalize = False
     for module in modules:
+        if not isinstance(module, dict):
+            raise SourceError(f"{folder / 'modules.json'} is not a list of objects.")
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
             mode = _mode(folder / str(module.get("path", "")) / "config.json")
@@ -73,7 +75,7 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
 
 
 def _mode(path: Path) -> Mode:
-    config = _read(path)
+    config = _read(path, dict)
     if "pooling_mode" in config:  # sentence-transformers 5 and later name it
         named = str(config["pooling_mode"])
         asked = [named if named.startswith("pooling_mode_") else _long_name(named)]
@@ -95,14 +97,20 @@ def _max_tokens(folder: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        reader = Reader(_read(path), path=str(path))
-        return reader.optional("max_seq_length", reader.integer)
+        reader = Reader(_read(path, dict), path=str(path))
+        found = reader.optional("max_seq_length", reader.integer)
+        if found is not None and found < 1:
+            raise reader.fault("max_seq_length", "must be at least 1")
     except InvalidInputError as error:
         raise SourceError(error.message) from error
+    return found
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(document, kind):
+        raise SourceError(f"{path} is not a JSON {'list' if kind is list else 'object'}.")
+    return document

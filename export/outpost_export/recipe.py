@@ -34,6 +34,7 @@ CLASSIFIER_TASKS = ("text-classification", "token-classification")
 TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SHORTEST_CONTEXT = 64  # the evidence continues prompts by 32 tokens
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -74,8 +75,8 @@ class Recipe:
                     "at most 63.",
                     hint=f"Choose another with --{key}.",
                 )
-        if self.context_length < 16:  # noqa: PLR2004 - less holds no question and answer
-            raise RecipeError("The context_length must be at least 16.")
+        if self.context_length < _SHORTEST_CONTEXT:
+            raise RecipeError(f"The context_length must be at least {_SHORTEST_CONTEXT}.")
 
     @property
     def bits(self) -> int | None:
@@ -132,7 +133,7 @@ def read_recipe(
 
 
 def _thresholds(reader: Reader) -> dict[str, float]:
-    values = {key: float(value) for key, value in reader.named((int, float)).items()}
+    values = reader.numbers()
     for key in values:
         if key not in RULES:
             raise reader.fault(key, f"is not one of {', '.join(RULES)}")

@@ -22,7 +22,7 @@ from outpost_export.errors import ConversionError, SourceError
 from outpost_export.recipe import EMBEDDING_TASK
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_HASHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_HASHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "[0-9]_*/*.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ def check_adapter(folder: Path) -> None:
 def digests_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a checkpoint that can shape a build."""
     paths = sorted(path for pattern in _HASHED for path in folder.glob(pattern))
-    return {path.name: describe_file(path).sha256 for path in paths}
+    return {path.relative_to(folder).as_posix(): describe_file(path).sha256 for path in paths}
 
 
 def licence_of(folder: Path) -> str:
@@ -98,7 +98,7 @@ def licence_of(folder: Path) -> str:
     card = folder / "README.md"
     if not card.is_file():
         return "unknown"
-    front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8"), re.DOTALL)
+    front = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
     found = re.search(r"^license:\s*(\S+)\s*$", front.group(1), re.MULTILINE) if front else None
     return found.group(1) if found else "unknown"
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime.errors import BundleError
+from outpost_runtime.errors import BundleError, UnsupportedError
 from outpost_runtime.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -19,6 +20,9 @@ from outpost_runtime.manifest import (
 
 _CHUNK = 1 << 20
 _DAMAGED = "The bundle was damaged or changed after it was built; get it again."
+
+RUNNABLE_TARGETS = ("cpu-fp32", "cpu-int8", "cpu-int4")
+"""Targets whose bundles this runtime can open."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes done since the last call."""
@@ -55,6 +59,21 @@ def read_bundle(folder: Path) -> Bundle:
     """
     data = _read_manifest_bytes(folder)
     return Bundle(folder=folder, manifest=parse_manifest(data), manifest_bytes=data)
+
+
+def check_runnable(bundle: Bundle) -> None:
+    """Refuse a bundle that was built for something else.
+
+    Raises:
+        UnsupportedError: Its target is not one that this runtime runs.
+    """
+    manifest = bundle.manifest
+    if manifest.target not in RUNNABLE_TARGETS:
+        raise UnsupportedError(
+            f"The bundle '{manifest.name}' is built for {manifest.target}; "
+            f"this runtime runs {', '.join(RUNNABLE_TARGETS)}.",
+            hint="Build it for one of these targets.",
+        )
 
 
 def verify(bundle: Bundle, progress: Progress | None = None) -> None:
@@ -96,20 +115,14 @@ def read_file(
         BundleError: The file is missing, unreadable, or not what the manifest lists.
     """
     digest, rest, path = hashlib.sha256(), entry.size, bundle.path(name)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"{path} cannot be read: {reason}.", hint=_DAMAGED) from error
-    with file:
-        while chunk := file.read(min(_CHUNK, rest + 1)):
-            rest -= len(chunk)
-            digest.update(chunk)
-            if rest < 0:
-                break
-            sink(chunk)
-            if progress:
-                progress(len(chunk))
+    for chunk in _chunks(path, at_most=entry.size + 1):
+        rest -= len(chunk)
+        digest.update(chunk)
+        if rest < 0:
+            break
+        sink(chunk)
+        if progress:
+            progress(len(chunk))
     if rest != 0 or digest.hexdigest() != entry.sha256:
         raise BundleError(f"{path} is not the file that the manifest lists.", hint=_DAMAGED)
 
@@ -151,13 +164,26 @@ def sync_folder(folder: Path) -> None:
 def _read_manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
+        data = b"".join(_chunks(path, at_most=MAX_MANIFEST_BYTES + 1))
+    except BundleError as error:
         raise BundleError(
-            f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}).",
+            f"{folder} is not a bundle: {error.message}",
             hint="A bundle is a folder made by 'outpost-export build'.",
         ) from error
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes.")
     return data
+
+
+def _chunks(path: Path, *, at_most: int) -> Iterator[bytes]:
+    rest = at_most
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise BundleError(f"{path} is not a file.", hint=_DAMAGED)
+        with path.open("rb") as file:
+            while chunk := file.read(min(_CHUNK, rest)):
+                rest -= len(chunk)
+                yield chunk
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"{path} cannot be read: {reason}.", hint=_DAMAGED) from error

@@ -84,7 +84,10 @@ class Client:
         Raises:
             OutpostError: What the server said.
         """
-        request = embeddings_pb2.EmbedRequest(model=model, texts=texts)
+        try:
+            request = embeddings_pb2.EmbedRequest(model=model, texts=texts)
+        except (ValueError, UnicodeError) as error:
+            raise InvalidInputError(f"A text cannot be sent: {error}.") from error
         with self._errors():
             response = self._embeddings.Embed(request)
         return [list(embedding.values) for embedding in response.embeddings]

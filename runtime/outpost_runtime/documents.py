@@ -6,12 +6,15 @@ build does not understand is an error and never silently ignored.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from outpost_runtime.errors import InvalidInputError
 
 T = TypeVar("T")
+
+_LARGEST = sys.float_info.max
 
 
 def parse_json_object(data: bytes, *, path: str) -> "Reader":
@@ -67,8 +70,7 @@ class Reader:
 
     def number(self, key: str, default: float | None = None) -> float:
         """Take an integer or a float as float; required unless a default is given."""
-        value = self._take(key, (int, float), default)
-        return float(value)
+        return self._float(key, self._take(key, (int, float), default))
 
     def boolean(self, key: str, default: bool | None = None) -> bool:  # noqa: FBT001 - a value
         """Take a boolean; required unless a default is given."""
@@ -115,6 +117,10 @@ class Reader:
             _check(value, kind, self._at(key))
         return rest
 
+    def numbers(self) -> dict[str, float]:
+        """Take everything that is left, as finite numbers by key."""
+        return {key: self._float(key, value) for key, value in self.named((int, float)).items()}
+
     def end(self) -> None:
         """Refuse leftovers.
 
@@ -128,6 +134,11 @@ class Reader:
     def fault(self, key: str, problem: str) -> InvalidInputError:
         """Make the error for a value that has the right type but a wrong content."""
         return InvalidInputError(f"{self._at(key)} {problem}.")
+
+    def _float(self, key: str, value: float) -> float:
+        if not -_LARGEST <= value <= _LARGEST:  # whole numbers have no limit; NaN has no order
+            raise self.fault(key, "is not a finite number")
+        return float(value)
 
     def _at(self, key: str) -> str:
         return f"{self._path}.{key}" if ":" in self._path else f"{self._path}:{key}"
@@ -155,3 +166,10 @@ def _check(value: Any, kind: Any, path: str) -> None:
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not fits:
         raise InvalidInputError(f"{path} must be {_NAMES[kinds[-1]]}, not {_kind(value)}.")
+    if isinstance(value, str) and not _encodable(value):
+        raise InvalidInputError(f"{path} is not valid Unicode.")
+
+
+def _encodable(text: str) -> bool:
+    # JSON can spell half of a surrogate pair, which no file, terminal or wire can take.
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -8,24 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.errors import InvalidInputError
+from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.manifest import EmbeddingInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.tensor_engine import TensorEngine
 from outpost_runtime.tensors import Array
-from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
+from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Encoded, Tokenizer
 
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 MAX_TEXTS = 256
 BATCH = 16
-"""Texts of one run; batches are formed by length, so that little padding is computed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A text as the model reads it."""
-
-    ids: tuple[int, ...]
-    truncated: bool
+"""Texts of one run, at most; batches are formed by length, so that little padding is computed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,14 +41,19 @@ class EmbeddingModel:
         session: Owned by the model from now on.
 
     Raises:
-        BundleError: The tokenizer of the bundle cannot be read.
+        BundleError: The tokenizer of the bundle cannot be read, or the model wants other inputs.
     """
 
     def __init__(self, bundle: Bundle, interface: EmbeddingInterface, session: Session) -> None:
         self.bundle = bundle
         self.interface = interface
-        self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
-        self.engine = TensorEngine(session)
+        path = bundle.path(interface.tokenizer)
+        self.tokenizer = Tokenizer(path, max_tokens=interface.max_tokens)
+        if not {spec.name for spec in interface.inputs} <= set(ENCODER_INPUTS):
+            raise BundleError(f"The model has inputs beside {', '.join(ENCODER_INPUTS)}.")
+        self.engine = TensorEngine(
+            session, max_batch=interface.max_batch, max_sequence=interface.max_tokens
+        )
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokenize texts, cut at the bundle's maximum as sentence-transformers does.
@@ -74,29 +72,19 @@ class EmbeddingModel:
             BusyError: Too many runs are waiting.
         """
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
-        groups = [tuple(order[start : start + BATCH]) for start in range(0, len(order), BATCH)]
+        size = min(BATCH, self.interface.max_batch)
+        groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
         batches: list[Batch] = []
         try:
             for group in groups:
-                feeds = self.feeds([encoded[i].ids for i in group])
+                rows = [encoded[i].ids for i in group]
+                feeds = padded(rows, [spec.name for spec in self.interface.inputs])
                 batches.append(Batch(positions=group, output=self.engine.submit(feeds)))
         except BaseException:
             for batch in batches:
                 batch.output.cancel()
             raise
         return batches
-
-    def feeds(self, rows: Sequence[Sequence[int]]) -> dict[str, Array]:
-        """Return padded model inputs: [batch, longest] int64 each."""
-        longest = max(len(row) for row in rows)
-        ids = np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        known: dict[str, Array] = {"input_ids": ids, "attention_mask": mask}
-        known["token_type_ids"] = np.zeros_like(ids)
-        return {spec.name: known[spec.name] for spec in self.interface.inputs}
 
     def close(self) -> None:
         """Free the model."""
@@ -107,12 +95,25 @@ class EmbeddingModel:
             raise InvalidInputError(
                 f"A text has {len(text):,} characters; at most {MAX_TEXT_CHARACTERS:,} are read."
             )
-        ids = self.tokenizer.encode(text, add_special_tokens=True)
-        limit = self.interface.max_tokens
-        if len(ids) <= limit:
-            return Encoded(ids=tuple(ids), truncated=False)
-        # The marker at the end of the text (such as [SEP]) stays at the end.
-        return Encoded(ids=(*ids[: limit - 1], ids[-1]), truncated=True)
+        return self.tokenizer.encode_cut(text)
+
+
+def padded(rows: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Array]:
+    """Return the named inputs of an encoder for texts of different lengths.
+
+    Args:
+        rows: Token ids of each text.
+        names: Of ``input_ids``, ``attention_mask`` and ``token_type_ids``.
+
+    Returns:
+        [batch, longest] int64 each, zero where there is no token.
+    """
+    shape = (len(rows), max(len(row) for row in rows))
+    known = {name: np.zeros(shape, np.int64) for name in ENCODER_INPUTS}
+    for index, row in enumerate(rows):
+        known["input_ids"][index, : len(row)] = row
+        known["attention_mask"][index, : len(row)] = 1
+    return {name: known[name] for name in names}
 
 
 def place(rows: Sequence[tuple[Sequence[int], NDArray[np.float32]]]) -> list[NDArray[np.float32]]:

@@ -69,11 +69,17 @@ class TextInterface:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingInterface:
-    """A sentence encoder: text in, one vector out, pooling and normalization in the graph."""
+    """A sentence encoder: text in, one vector out, pooling and normalization in the graph.
+
+    Attributes:
+        max_tokens: Longer texts are cut.
+        max_batch: Texts in one run, at most.
+    """
 
     model: str
     tokenizer: str
     max_tokens: int
+    max_batch: int
     dimension: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -87,10 +93,14 @@ class TensorInterface:
     Attributes:
         labels: Names of a classifier's classes, in the order of its logits; else empty.
         tokenizer: For clients that make the inputs from text; the runtime does not use it.
+        max_batch: Size of the inputs' first dimension, at most.
+        max_sequence: Size of their second dimension, at most.
     """
 
     model: str
     tokenizer: str | None
+    max_batch: int
+    max_sequence: int
     labels: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -127,6 +137,7 @@ class Provenance:
         source: Digests of the source's files by name.
         adapter: The same for the adapter that was merged, or empty.
         recipe_sha256: Digest of the recipe's canonical JSON.
+        evaluation_sha256: Digest of the text or texts that the figures were measured on.
         versions: Versions of the libraries that took part.
     """
 
@@ -134,6 +145,7 @@ class Provenance:
     adapter: dict[str, str]
     recipe: dict[str, Any]
     recipe_sha256: str
+    evaluation_sha256: str
     versions: dict[str, str]
 
 
@@ -265,6 +277,7 @@ def _embeddings(reader: Reader) -> EmbeddingInterface:
         model=reader.string("model"),
         tokenizer=reader.string("tokenizer"),
         max_tokens=_positive(reader, "max_tokens"),
+        max_batch=_positive(reader, "max_batch"),
         dimension=_positive(reader, "dimension"),
         inputs=_specs(reader, "inputs"),
         outputs=_specs(reader, "outputs"),
@@ -275,6 +288,8 @@ def _tensors(reader: Reader) -> TensorInterface:
     return TensorInterface(
         model=reader.string("model"),
         tokenizer=reader.optional("tokenizer", reader.string),
+        max_batch=_positive(reader, "max_batch"),
+        max_sequence=_positive(reader, "max_sequence"),
         labels=tuple(reader.list_of("labels", str)),
         inputs=_specs(reader, "inputs"),
         outputs=_specs(reader, "outputs"),
@@ -312,7 +327,7 @@ def _evidence(reader: Reader) -> Evidence:
 
 
 def _numbers(reader: Reader) -> dict[str, float]:
-    return {key: float(value) for key, value in reader.named((int, float)).items()}
+    return reader.numbers()
 
 
 def _provenance(reader: Reader) -> Provenance:
@@ -321,6 +336,7 @@ def _provenance(reader: Reader) -> Provenance:
         adapter=reader.table("adapter").named(str),
         recipe=reader.table("recipe").raw(),
         recipe_sha256=reader.string("recipe_sha256"),
+        evaluation_sha256=reader.string("evaluation_sha256"),
         versions=reader.table("versions").named(str),
     )
     reader.end()

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from outpost_runtime.bundle import Bundle, verify
+from outpost_runtime.bundle import Bundle, check_runnable, verify
 from outpost_runtime.embeddings import EmbeddingModel
-from outpost_runtime.errors import NotFoundError, OutpostError, UnsupportedError
+from outpost_runtime.errors import BundleError, NotFoundError, OutpostError, UnsupportedError
 from outpost_runtime.manifest import EmbeddingInterface, TensorInterface, TextInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.ort import OrtSession
@@ -17,8 +17,6 @@ from outpost_runtime.text.model import TextModel
 
 _LOG = logging.getLogger(__name__)
 
-CPU_TARGETS = ("cpu-fp32", "cpu-int8", "cpu-int4")
-
 
 class TensorModel:
     """What serves one bundle of any other kind."""
@@ -26,7 +24,9 @@ class TensorModel:
     def __init__(self, bundle: Bundle, interface: TensorInterface, session: Session) -> None:
         self.bundle = bundle
         self.interface = interface
-        self.engine = TensorEngine(session)
+        self.engine = TensorEngine(
+            session, max_batch=interface.max_batch, max_sequence=interface.max_sequence
+        )
 
     def close(self) -> None:
         """Free the model."""
@@ -105,11 +105,14 @@ def open_model(bundle: Bundle, *, threads: int | None = None) -> Model:
         BundleError: The bundle's files are not what they should be.
         UnsupportedError: The bundle's target is not for this runtime.
     """
-    if bundle.manifest.target not in CPU_TARGETS:
-        raise UnsupportedError(
-            f"The bundle '{bundle.manifest.name}' is built for {bundle.manifest.target}; "
-            f"this runtime runs {', '.join(CPU_TARGETS)}."
-        )
+    check_runnable(bundle)
+    try:
+        return _open(bundle, threads)
+    except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
+        raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
+
+
+def _open(bundle: Bundle, threads: int | None) -> Model:
     interface = bundle.manifest.interface
 
     def open_session() -> Session:
@@ -117,18 +120,23 @@ def open_model(bundle: Bundle, *, threads: int | None = None) -> Model:
 
     if isinstance(interface, TextInterface):
         return TextModel(bundle, interface, open_session)
+    session = open_session()
+    if (session.inputs, session.outputs) != (interface.inputs, interface.outputs):
+        raise BundleError(
+            f"The model of '{bundle.manifest.name}' has other inputs or outputs than its manifest."
+        )
     if isinstance(interface, EmbeddingInterface):
-        return EmbeddingModel(bundle, interface, open_session())
-    return TensorModel(bundle, interface, open_session())
+        return EmbeddingModel(bundle, interface, session)
+    return TensorModel(bundle, interface, session)
 
 
 def open_active(store: Store, *, threads: int | None = None) -> Models:
     """Verify and open every active bundle of a store; one that fails does not stop the others."""
     models: list[Model] = []
     failures: list[Failure] = []
-    for name, slot in store.slots().items():
+    for name in store.names():
         try:
-            bundle = store.bundle(slot.active)
+            bundle = store.bundle(store.slot(name).active)
             verify(bundle)
             models.append(open_model(bundle, threads=threads))
         except OutpostError as error:

@@ -24,6 +24,7 @@ from outpost_runtime.bundle import (
     Bundle,
     Progress,
     check_no_strangers,
+    check_runnable,
     read_bundle,
     read_file,
     sync_folder,
@@ -31,7 +32,7 @@ from outpost_runtime.bundle import (
     write_durably,
 )
 from outpost_runtime.documents import canonical_json, parse_json_object
-from outpost_runtime.errors import BundleError, InvalidInputError, StoreError
+from outpost_runtime.errors import BundleError, InvalidInputError, NotFoundError, StoreError
 from outpost_runtime.manifest import MANIFEST_NAME
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
@@ -62,7 +63,7 @@ class Store:
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
 
-        1. Read the manifest; refuse strangers in the folder and a disk that is too small.
+        1. Read the manifest; refuse a foreign target, strangers in the folder, a full disk.
         2. Copy every file into a hidden folder, checking its digest on the way.
         3. Rename that folder to the bundle's digest.
         4. Replace the slot.
@@ -72,10 +73,12 @@ class Store:
             The bundle as it lies in the store.
 
         Raises:
-            BundleError: The bundle is damaged, incomplete or foreign; the store is as it was.
+            BundleError: The bundle is damaged or incomplete; the store is as it was.
+            UnsupportedError: It is for another runtime; the store is as it was.
             StoreError: The store cannot be written, or has no room; it is as it was.
         """
         bundle = read_bundle(folder)
+        check_runnable(bundle)
         check_no_strangers(bundle)
         with self._changing():
             stored = self._stored(bundle.digest) or self._copy_in(bundle, progress)
@@ -83,14 +86,18 @@ class Store:
             self._collect()
         return stored
 
-    def slots(self) -> dict[str, Slot]:
-        """Return every model name with what it points at.
+    def names(self) -> list[str]:
+        """Return every model name that has a slot."""
+        return sorted(path.name.removesuffix(".json") for path in self._slots.glob("*.json"))
+
+    def slot(self, name: str) -> Slot:
+        """Return what a model name points at.
 
         Raises:
-            StoreError: A slot file is damaged.
+            NotFoundError: There is no slot of that name.
+            StoreError: The slot file is damaged.
         """
-        paths = sorted(self._slots.glob("*.json"))
-        return {path.name.removesuffix(".json"): _read_slot(path) for path in paths}
+        return _read_slot(self._slots / f"{name}.json")
 
     def bundle(self, digest: str) -> Bundle:
         """Return a bundle of this store; its files are not checked.
@@ -124,6 +131,8 @@ class Store:
                     read_file(bundle, name, entry, file.write, progress)
                     file.flush()
                     os.fsync(file.fileno())
+            for inner in (path for path in incoming.rglob("*") if path.is_dir()):
+                sync_folder(inner)
             write_durably(incoming / MANIFEST_NAME, bundle.manifest_bytes)
             final = self._bundles / bundle.digest
             shutil.rmtree(final, ignore_errors=True)
@@ -146,14 +155,20 @@ class Store:
     def _activate(self, bundle: Bundle) -> None:
         name = bundle.manifest.name
         path = self._slots / f"{name}.json"
-        before = self.slots().get(name)
-        if before is not None and before.active == bundle.digest:
-            return
-        slot = {"active": bundle.digest, "previous": before.active if before else None}
-        write_durably(path, canonical_json(slot))
+        try:
+            before = self.slot(name)
+        except (NotFoundError, StoreError):  # a damaged slot is healed by a new one
+            before = Slot(active="", previous=None)
+        if before.active != bundle.digest:
+            slot = {"active": bundle.digest, "previous": before.active or None}
+            write_durably(path, canonical_json(slot))
 
     def _collect(self) -> None:
-        kept = {digest for slot in self.slots().values() for digest in (slot.active, slot.previous)}
+        try:
+            slots = [self.slot(name) for name in self.names()]
+        except StoreError:
+            return  # nobody knows what the damaged slot still needs
+        kept = {digest for slot in slots for digest in (slot.active, slot.previous)}
         for path in self._bundles.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
@@ -163,6 +178,8 @@ class Store:
         try:
             for folder in (self._bundles, self._slots):
                 folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder)
+            sync_folder(self.folder.parent)
             with (self.folder / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._sweep()
@@ -185,9 +202,11 @@ def _read_slot(path: Path) -> Slot:
             active=reader.string("active"), previous=reader.optional("previous", reader.string)
         )
         reader.end()
-    except InvalidInputError as error:
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no model '{path.stem}' in the store.") from None
+    except (InvalidInputError, OSError) as error:
         raise StoreError(
-            f"The slot file {path} is damaged: {error.message}",
-            hint="Remove the file and add the model's bundle again.",
+            f"The slot file {path} is damaged: {error}",
+            hint="Add the model's bundle again.",
         ) from error
     return slot

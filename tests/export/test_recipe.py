@@ -43,7 +43,7 @@ def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
         ("[thresholds]\nspeed = 1", {}, "thresholds.speed is not one of"),
         ("", {"target": "toaster"}, "target 'toaster' is not one of"),
         ('task = "telepathy"', {}, "task 'telepathy' is not one of"),
-        ("context_length = 3", {}, "at least 16"),
+        ("context_length = 3", {}, "at least 64"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_its_fault(tmp_path, text, named, complaint):

@@ -47,3 +47,17 @@ def test_a_template_cannot_leave_its_sandbox(attack):
 def test_a_template_that_is_no_jinja_is_a_bundle_error():
     with pytest.raises(BundleError, match="chat template"):
         ChatTemplate("{% for %}", {})
+
+
+@pytest.mark.parametrize(
+    ("source", "rendered"),
+    [
+        ("{% if tools is not none %}[TOOLS]{% endif %}x", "x"),
+        ("{{ messages | tojson(ensure_ascii=False) }}", '[{"role": "user", "content": "é&<"}]'),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "é&<"),
+        ("{% for m in messages %}{% break %}{% endfor %}x", "x"),
+    ],
+)
+def test_what_transformers_offers_to_templates_is_there(source, rendered):
+    assert ChatTemplate(source, {}).render([Message(role="user", content="é&<")]) == rendered

@@ -11,7 +11,7 @@ import pytest
 from outpost_runtime import golden
 from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
 
-from tests.support.fixtures import DECODER, EMBEDDER
+from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
 from tests.support.serving import serving
 
 
@@ -76,6 +76,9 @@ def test_check_runs_the_golden_inputs(tmp_path):
         (["serve", "--metrics-address", "0.0.0.0:8000"], "other machines", "127.0.0.1"),
         (["generate", "m", "x", "--address", "127.0.0.1:1"], "no server on 127.0.0.1:1", "serve"),
         (["check", "nope", "--store", "/nowhere"], "no model 'nope'", ""),
+        (["generate", "m", "x", "--max-new-tokens", "99999999999"], "cannot be sent", ""),
+        (["generate", "m", "x", "--seed", "-1"], "cannot be sent", ""),
+        (["embed", "m", "\udcff"], "cannot be sent", ""),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_one_hint(arguments, message, hint):
@@ -126,3 +129,73 @@ def test_a_golden_file_that_was_made_elsewhere_fails_the_check(tmp_path):
     done = _outpost("check", "--store", tmp_path / "store")
     assert done.returncode == 1
     assert "agreement is" in done.stderr
+
+
+def _changed(tmp_path, folder, **changes):
+    copy = tmp_path / "changed"
+    shutil.copytree(folder, copy)
+    manifest = read_bundle(copy).manifest
+    write_manifest(copy, dataclasses.replace(manifest, **changes))
+    return copy
+
+
+def _served_beside(tmp_path, bundle):
+    """Serve a bundle that cannot be opened beside a healthy one; returns the server's log."""
+    with serving(tmp_path, [bundle, EMBEDDER]) as running:
+        done = _outpost("embed", "tiny-embedder", "x", "--address", running.address)
+        assert done.returncode == 0
+        return running.log.read_text()
+
+
+def test_a_context_that_no_memory_holds_takes_no_other_model_down(tmp_path):
+    interface = dataclasses.replace(read_bundle(DECODER).manifest.interface, context_length=10**13)
+    log = _served_beside(tmp_path, _changed(tmp_path, DECODER, interface=interface))
+    assert "tiny-decoder is not served: 'tiny-decoder' cannot be opened" in log
+
+
+def test_a_template_that_is_no_text_takes_no_other_model_down(tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(DECODER, copy)
+    template = copy / "chat_template.jinja"
+    template.write_bytes(b"\xff\xfe")
+    manifest = read_bundle(copy).manifest
+    files = manifest.files | {template.name: describe_file(template)}
+    write_manifest(copy, dataclasses.replace(manifest, files=files))
+    assert "tiny-decoder is not served" in _served_beside(tmp_path, copy)
+
+
+def test_defaults_that_nothing_allows_are_found_when_the_model_is_opened(tmp_path):
+    interface = read_bundle(DECODER).manifest.interface
+    wrong = dataclasses.replace(interface.defaults, top_p=0.0)
+    changed = dataclasses.replace(interface, defaults=wrong)
+    log = _served_beside(tmp_path, _changed(tmp_path, DECODER, interface=changed))
+    assert "generation defaults of 'tiny-decoder' are wrong: top_p is 0" in log
+
+
+def test_an_interface_that_is_not_the_models_is_found_when_it_is_opened(tmp_path):
+    interface = read_bundle(CLASSIFIER).manifest.interface
+    changed = dataclasses.replace(interface, inputs=interface.inputs[:1])
+    log = _served_beside(tmp_path, _changed(tmp_path, CLASSIFIER, interface=changed))
+    assert "other inputs or outputs than its manifest" in log
+
+
+@pytest.mark.parametrize(
+    "golden_tensors",
+    [
+        {},
+        {"0/inputs/input_ids": np.ones((1, 3), np.int64)},
+        {"surprise": np.ones(3)},
+    ],
+)
+def test_a_golden_file_that_proves_nothing_fails_the_check(tmp_path, golden_tensors):
+    copy = tmp_path / "copy"
+    shutil.copytree(EMBEDDER, copy)
+    manifest = read_bundle(copy).manifest
+    path = copy / manifest.evidence.golden
+    golden.save(path, golden_tensors)
+    files = manifest.files | {path.name: describe_file(path)}
+    write_manifest(copy, dataclasses.replace(manifest, files=files))
+    _outpost("add", copy, "--store", tmp_path / "store")
+    done = _outpost("check", "--store", tmp_path / "store")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

@@ -222,3 +222,15 @@ def test_closing_fails_what_runs_and_what_waits():
     assert all(isinstance(event.error, UnavailableError) for event in failures)
     with pytest.raises(UnavailableError):
         engine.submit(_request(), events.put)
+
+
+def test_a_sink_that_fails_loses_its_request_and_no_other(caplog):
+    engine = _engine()
+
+    def closed(_):
+        raise RuntimeError("Event loop is closed")
+
+    engine.submit(_request(), closed)
+    assert isinstance(_all(engine, _request(max_new_tokens=2))[-1], FinishEvent)
+    assert "sink failed" in caplog.text
+    engine.close()

@@ -148,6 +148,16 @@ def test_a_vanished_client_costs_nothing_more(text, server):
     assert after == before + 1  # only the second answer was completed
 
 
+def test_a_cancelled_call_is_counted(text, server):
+    name = 'outpost_calls_total{code="CANCELLED",method="/outpost.v1.Text/Generate"}'
+    before = _metric(server, name)
+    call = text.Generate(_request(max_new_tokens=240))
+    next(call)
+    call.cancel()
+    list(text.Generate(_request(max_new_tokens=1)))
+    assert _metric(server, name) == before + 1
+
+
 def test_a_deadline_that_passes_ends_the_call(text):
     code, _ = _refused(lambda: list(text.Generate(_request(max_new_tokens=200), timeout=0.001)))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -312,12 +322,20 @@ def test_a_bad_inference_request_gets_its_code_and_one_sentence(
     assert sentence in details
 
 
-def test_a_failure_in_the_model_is_internal_and_the_server_lives(inference):
+def test_a_token_that_does_not_exist_is_an_invalid_argument(inference, server):
     request = _infer_request()
-    request.raw_input_contents[0] = np.full((2, 5), 10**6, np.int64).tobytes()
-    code, _ = _refused(inference.ModelInfer, request)
-    assert code is grpc.StatusCode.INTERNAL
+    request.raw_input_contents[0] = np.full((2, 5), 987654, np.int64).tobytes()
+    code, details = _refused(inference.ModelInfer, request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "The model refuses its input" in details
+    assert "987654" not in server.log.read_text()
     assert inference.ModelInfer(_infer_request())
+
+
+def test_a_batch_that_would_take_gigabytes_is_refused(inference):
+    code, details = _refused(inference.ModelInfer, _infer_request(rows=3000))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "has a batch of 3000; this model takes 1 to 32" in details
 
 
 def test_health_is_told_for_the_server_and_each_service(channel):

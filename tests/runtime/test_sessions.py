@@ -86,8 +86,16 @@ def test_a_model_that_is_no_decoder_is_refused():
         Decoder(OrtSession(CLASSIFIER / "model.onnx"), slots=1, max_length=8)
 
 
-def test_a_failure_inside_the_provider_is_an_execution_error():
+def test_a_token_that_does_not_exist_is_an_invalid_input_and_no_page_of_text():
     session = OrtSession(CLASSIFIER / "model.onnx", threads=1)
     feeds = {spec.name: np.full((1, 4), 10**6, np.int64) for spec in session.inputs}
+    with pytest.raises(InvalidInputError, match="The model refuses its input: indices") as caught:
+        session.run(feeds)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_failure_inside_the_provider_is_an_execution_error():
+    session = OrtSession(CLASSIFIER / "model.onnx", threads=1)
+    feeds = {spec.name: np.ones((1, 500), np.int64) for spec in session.inputs}
     with pytest.raises(ExecutionError, match="ONNX Runtime failed"):
         session.run(feeds)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from outpost_runtime.bundle import read_bundle, write_manifest
-from outpost_runtime.errors import BundleError, StoreError
+from outpost_runtime.errors import BundleError, StoreError, UnsupportedError
 from outpost_runtime.store import Store
 
 from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
@@ -39,7 +39,7 @@ def _second_version(tmp_path, version):
 
 def test_an_added_bundle_is_active_and_byte_equal(store):
     stored = store.add(DECODER)
-    assert store.slots()["tiny-decoder"].active == stored.digest == read_bundle(DECODER).digest
+    assert store.slot("tiny-decoder").active == stored.digest == read_bundle(DECODER).digest
     names = {path.name for path in DECODER.iterdir()}
     assert names == {path.name for path in stored.folder.iterdir()}
     assert all((stored.folder / n).read_bytes() == (DECODER / n).read_bytes() for n in names)
@@ -54,7 +54,7 @@ def test_adding_twice_changes_nothing(store):
 
 def test_the_previous_version_is_kept_and_the_one_before_it_is_collected(store, tmp_path):
     digests = [store.add(_second_version(tmp_path, version)).digest for version in "123"]
-    slot = store.slots()["tiny-decoder"]
+    slot = store.slot("tiny-decoder")
     assert (slot.active, slot.previous) == (digests[2], digests[1])
     assert {p.name for p in (store.folder / "bundles").iterdir()} == set(digests[1:])
 
@@ -77,7 +77,7 @@ def test_a_cut_or_grown_file_is_refused(store, tmp_path, size):
     os.truncate(broken / "model.onnx.data", size)
     with pytest.raises(BundleError, match=r"model\.onnx\.data"):
         store.add(broken)
-    assert store.slots() == {}
+    assert store.names() == []
 
 
 def test_a_missing_file_is_named(store, tmp_path):
@@ -117,8 +117,36 @@ def test_a_bundle_that_rotted_in_the_store_is_replaced_by_adding_it_again(store)
 def test_a_damaged_slot_file_says_what_to_do(store):
     store.add(DECODER)
     (store.folder / "slots" / "tiny-decoder.json").write_bytes(b"{")
-    with pytest.raises(StoreError, match="Remove the file and add"):
-        store.slots()
+    with pytest.raises(StoreError, match="Add the model's bundle again"):
+        store.slot("tiny-decoder")
+
+
+def test_a_damaged_slot_file_is_healed_by_adding_and_harms_no_other_model(store):
+    store.add(DECODER)
+    (store.folder / "slots" / "tiny-decoder.json").write_bytes(b"{")
+    store.add(EMBEDDER)
+    assert store.slot("tiny-embedder").active
+    store.add(DECODER)
+    assert store.slot("tiny-decoder").active == read_bundle(DECODER).digest
+
+
+def test_a_bundle_for_another_runtime_is_refused_and_the_store_stays_as_it_was(store, tmp_path):
+    store.add(DECODER)
+    before = _state(store)
+    foreign = _copy(DECODER, tmp_path)
+    manifest = dataclasses.replace(read_bundle(foreign).manifest, target="cuda-fp16")
+    write_manifest(foreign, manifest)
+    with pytest.raises(UnsupportedError, match="built for cuda-fp16"):
+        store.add(foreign)
+    assert _state(store) == before
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_hang(store, tmp_path):
+    broken = _copy(DECODER, tmp_path)
+    (broken / "tokenizer.json").unlink()
+    os.mkfifo(broken / "tokenizer.json")
+    with pytest.raises(BundleError, match="is not a file"):
+        store.add(broken)
 
 
 def test_a_store_that_cannot_be_written_is_one_clear_error(tmp_path):
@@ -132,7 +160,7 @@ def test_a_disk_that_is_too_small_is_refused_with_figures(store, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match="has 1,000 bytes free; tiny-decoder needs"):
         store.add(DECODER)
-    assert store.slots() == {}
+    assert store.names() == []
 
 
 _POWER_CUT = """
@@ -167,14 +195,14 @@ def test_power_cut_between_any_two_writes_leaves_the_old_or_the_new_model(store,
         command = [sys.executable, "-c", _POWER_CUT, str(cut_at), store.folder, new_folder]
         status = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert status.returncode in (0, 86)
-        active = store.slots()["tiny-decoder"].active
+        active = store.slot("tiny-decoder").active
         assert active in (old, new)
         store.bundle(active)
         seen.add(active)
         if status.returncode == 0:
             break
         store.add(new_folder)
-        assert store.slots()["tiny-decoder"].active == new
+        assert store.slot("tiny-decoder").active == new
         assert not list((store.folder / "bundles").glob(".incoming-*"))
     assert cut_at > 8
     assert seen == {old, new}

@@ -9,7 +9,7 @@ import numpy as np
 from outpost.v1 import text_pb2
 
 from outpost_runtime.client import DEFAULT_ADDRESS, Client
-from outpost_runtime.errors import UnsupportedError
+from outpost_runtime.errors import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns.
@@ -56,31 +56,35 @@ def add_commands(commands: "Commands") -> None:
 
 
 def _generate(parsed: argparse.Namespace) -> int:
-    request = text_pb2.GenerateRequest(model=parsed.model)
-    for name in _NUMBERS:
-        if getattr(parsed, name) is not None:
-            setattr(request.parameters, name, getattr(parsed, name))
-    request.parameters.stop.extend(parsed.stop)
+    request = _request(parsed)
     with Client(parsed.address) as client:
-        if parsed.raw:
-            request.prompt = parsed.prompt
-            _stream(client, request)
-            return 0
-        _add_messages(request, parsed)
         try:
             _stream(client, request)
         except UnsupportedError:
-            if parsed.system:
+            if parsed.raw or parsed.system:
                 raise
             request.prompt = parsed.prompt  # replaces the chat: they share a oneof
             _stream(client, request)
     return 0
 
 
-def _add_messages(request: text_pb2.GenerateRequest, parsed: argparse.Namespace) -> None:
-    if parsed.system:
-        request.chat.messages.add(role="system", content=parsed.system)
-    request.chat.messages.add(role="user", content=parsed.prompt)
+def _request(parsed: argparse.Namespace) -> text_pb2.GenerateRequest:
+    request = text_pb2.GenerateRequest()
+    try:
+        request.model = parsed.model
+        for name in _NUMBERS:
+            if getattr(parsed, name) is not None:
+                setattr(request.parameters, name, getattr(parsed, name))
+        request.parameters.stop.extend(parsed.stop)
+        if parsed.raw:
+            request.prompt = parsed.prompt
+        else:
+            if parsed.system:
+                request.chat.messages.add(role="system", content=parsed.system)
+            request.chat.messages.add(role="user", content=parsed.prompt)
+    except (ValueError, UnicodeError) as error:
+        raise InvalidInputError(f"An argument cannot be sent: {error}.") from error
+    return request
 
 
 def _stream(client: Client, request: text_pb2.GenerateRequest) -> None:

@@ -47,7 +47,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     if parsed.threads is not None and parsed.threads < 1:
         raise ConfigurationError("--threads must be at least 1.")
     store = Store(parsed.store)
-    if not store.slots():
+    if not store.names():
         raise ConfigurationError(
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",

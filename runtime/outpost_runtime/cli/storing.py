@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from outpost_runtime.bundle import Progress, read_bundle, verify
 from outpost_runtime.client import DEFAULT_ADDRESS, Client
-from outpost_runtime.errors import BundleError, NotFoundError
+from outpost_runtime.errors import OutpostError
 from outpost_runtime.store import DEFAULT_STORE, Store
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _progress(size: int) -> Progress | None:
 
 def _status(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
-    rows = [_row(store, name, slot.active) for name, slot in store.slots().items()]
+    rows = [_row(store, name) for name in store.names()]
     with Client(parsed.address) as client:
         serving = client.is_serving()
     if parsed.json:
@@ -96,12 +96,12 @@ def _status(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _row(store: Store, name: str, digest: str) -> dict[str, Any]:
+def _row(store: Store, name: str) -> dict[str, Any]:
     try:
-        bundle = store.bundle(digest)
-    except BundleError as error:
-        unknown = dict.fromkeys(("version", "target", "task"), "?")
-        return {"name": name, **unknown, "size": 0, "digest": digest, "state": error.message}
+        bundle = store.bundle(store.slot(name).active)
+    except OutpostError as error:
+        unknown = dict.fromkeys(("version", "target", "task", "digest"), "?")
+        return {"name": name, **unknown, "size": 0, "state": error.message}
     manifest = bundle.manifest
     return {
         "name": name,
@@ -109,7 +109,7 @@ def _row(store: Store, name: str, digest: str) -> dict[str, Any]:
         "target": manifest.target,
         "task": manifest.task,
         "size": bundle.size,
-        "digest": digest,
+        "digest": bundle.digest,
         "state": "active",
     }
 
@@ -119,11 +119,8 @@ def _check(parsed: argparse.Namespace) -> int:
     from outpost_runtime.models import open_model  # noqa: PLC0415
 
     store = Store(parsed.store)
-    slots = store.slots()
-    for name in parsed.models or slots:
-        if name not in slots:
-            raise NotFoundError(f"There is no model '{name}' in {parsed.store}.")
-        bundle = store.bundle(slots[name].active)
+    for name in parsed.models or store.names():
+        bundle = store.bundle(store.slot(name).active)
         verify(bundle)
         model = open_model(bundle)
         try:

@@ -21,6 +21,9 @@ from outpost_runtime.server.status import StatusInterceptor
 MAX_REQUEST_BYTES = 32 << 20
 """Largest request: 8 million float32 values. gRPC refuses larger ones while it reads them."""
 
+MAX_CONCURRENT_CALLS = 512
+"""Calls that may be under way at once; gRPC refuses others as RESOURCE_EXHAUSTED."""
+
 _GRACE_SECONDS = 5.0
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Server:
         self._metrics = Metrics()
         self._grpc = grpc.aio.server(
             interceptors=[StatusInterceptor(self._metrics)],
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
             options=[
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 # Without this a second server would share the port in silence.

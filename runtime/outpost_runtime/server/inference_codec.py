@@ -12,6 +12,7 @@ from inference import grpc_service_pb2 as pb
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.tensors import NUMPY_TYPES, Array, TensorSpec
 
+_LARGEST_SIZE = 2**31
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -87,8 +88,8 @@ def _decode(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) ->
             f"{', '.join(NUMPY_TYPES)}."
         )
     shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
-        raise InvalidInputError(f"Input '{tensor.name}' has a negative size: {list(shape)}.")
+    if any(not 0 <= size <= _LARGEST_SIZE for size in shape):
+        raise InvalidInputError(f"Input '{tensor.name}' has an impossible shape: {list(shape)}.")
     if raw is None:
         return _from_typed(tensor, shape)
     if tensor.HasField("contents"):
@@ -100,7 +101,8 @@ def _decode(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) ->
             f"Input '{tensor.name}' has {len(raw)} bytes; {tensor.datatype} {list(shape)} "
             f"takes {expected}."
         )
-    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(shape)
+    flat = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False)
+    return flat.reshape(shape)
 
 
 def _from_typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Array:

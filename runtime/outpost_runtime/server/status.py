@@ -4,6 +4,7 @@ Handlers raise :class:`OutpostError`; what they do not foresee reaches the clien
 INTERNAL with an id, and the log as a traceback with the same id.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -85,6 +86,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         async def wrapped(request: Any, context: Context) -> Any:
             try:
                 response = await call(_well_formed(request), context)
+            except asyncio.CancelledError:
+                self._metrics.count(method, grpc.StatusCode.CANCELLED)
+                raise
             except Exception as error:  # noqa: BLE001 - every error gets its status here
                 await self._abort(method, context, error)
             self._metrics.count(method, grpc.StatusCode.OK)
@@ -97,6 +101,9 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             try:
                 async for response in call(_well_formed(request), context):
                     yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                self._metrics.count(method, grpc.StatusCode.CANCELLED)
+                raise
             except Exception as error:  # noqa: BLE001 - every error gets its status here
                 await self._abort(method, context, error)
             self._metrics.count(method, grpc.StatusCode.OK)

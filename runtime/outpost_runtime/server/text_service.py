@@ -20,7 +20,6 @@ from outpost_runtime.text.request import (
     FailEvent,
     FinishEvent,
     FinishReason,
-    Sampling,
     TextRequest,
     TokenEvent,
 )
@@ -86,7 +85,7 @@ def to_text_request(
     changes = {name: given[name] for name in SAMPLING_PARAMETERS if name in given}
     return TextRequest(
         prompt_ids=model.prompt_ids(_prompt(request)),
-        sampling=replace(Sampling.of_defaults(model.interface.defaults), **changes),
+        sampling=replace(model.sampling, **changes),
         max_new_tokens=given.get("max_new_tokens"),
         seed=given.get("seed"),
         stop=tuple(parameters.stop),

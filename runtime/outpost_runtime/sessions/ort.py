@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
-from outpost_runtime.errors import BundleError, ExecutionError
+from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds, datatype_of
 
 _CPU = "CPUExecutionProvider"
@@ -58,7 +58,7 @@ class OrtSession:
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors; warnings about graph optimizations help nobody
+        options.log_severity_level = 4  # what fails is raised; its log would show clients' data
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[_CPU])
         except _ORT_EXCEPTIONS as error:
@@ -134,5 +134,12 @@ def _spec(node: Any, path: Path) -> TensorSpec:
 def _execution_errors() -> Iterator[None]:
     try:
         yield
+    except _ort_errors.InvalidArgument as error:
+        raise InvalidInputError(f"The model refuses its input: {_reason(error)}.") from error
     except _ORT_EXCEPTIONS as error:
-        raise ExecutionError(f"ONNX Runtime failed: {error}") from error
+        raise ExecutionError(f"ONNX Runtime failed: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    # What stands before the status message names nodes, files and lines of the library.
+    return str(error).rpartition("Status Message: ")[2].strip().rstrip(".")

@@ -23,7 +23,7 @@ from outpost_runtime.errors import (
     UnavailableError,
 )
 from outpost_runtime.text import sampler
-from outpost_runtime.text.assembler import CONTEXT_TOKENS, Decode, TextAssembler
+from outpost_runtime.text.assembler import Decode, TextAssembler
 from outpost_runtime.text.decoder import PREFILL_CHUNK, Decoder
 from outpost_runtime.text.request import (
     Event,
@@ -142,9 +142,7 @@ class TextEngine:
         return Generation(
             sequence=Sequence(request=request),
             sink=sink,
-            assembler=TextAssembler(
-                self._decode_text, request.prompt_ids[-CONTEXT_TOKENS:], request.stop
-            ),
+            assembler=TextAssembler(self._decode_text, request.prompt_ids, request.stop),
             limit=min(request.max_new_tokens or room, room),
             seed=seed,
             random=random.Random(seed),  # noqa: S311 - for sampling, not for secrets
@@ -234,8 +232,13 @@ class TextEngine:
 
     def _send(self, generation: Generation, event: Event) -> None:
         # A cancelled request is forgotten at once; its sink hears nothing more.
-        if generation.sequence in self._generations:
+        if generation.sequence not in self._generations:
+            return
+        try:
             generation.sink(event)
+        except Exception:  # noqa: BLE001 - who listened is gone; others are served on
+            _LOG.exception("a request's sink failed; the request is dropped")
+            self.cancel(generation)
 
     def _forget(self, generation: Generation) -> None:
         self._scheduler.remove(generation.sequence)

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.errors import InvalidInputError, UnsupportedError
+from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedError
 from outpost_runtime.manifest import TextInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.text.chat import ChatTemplate, Message
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.engine import TextEngine
+from outpost_runtime.text.request import Sampling
 from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
 
 
@@ -30,6 +31,7 @@ class TextModel:
         self.interface = interface
         self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
         self._template = _template(bundle, interface)
+        self.sampling = _default_sampling(bundle, interface)
         self._session = open_session()
         self.decoder = Decoder(self._session, slots=1, max_length=interface.context_length)
         self.engine = TextEngine(
@@ -74,3 +76,13 @@ def _template(bundle: Bundle, interface: TextInterface) -> ChatTemplate | None:
         return None
     source = bundle.path(interface.chat_template).read_text("utf-8")
     return ChatTemplate(source, interface.special_tokens)
+
+
+def _default_sampling(bundle: Bundle, interface: TextInterface) -> Sampling:
+    try:
+        return Sampling.of_defaults(interface.defaults)
+    except InvalidInputError as error:
+        name = bundle.manifest.name
+        raise BundleError(
+            f"The generation defaults of '{name}' are wrong: {error.message}"
+        ) from error

@@ -1,6 +1,8 @@
 """Decoders, end to end on tiny models: checkpoint in, measured bundle out."""
 
+import fcntl
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +11,7 @@ from outpost_export import decoder_build
 from outpost_export.errors import ConversionError, EvidenceError, RecipeError, SourceError
 from outpost_runtime.bundle import read_bundle, verify
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.support import checkpoints
@@ -123,6 +126,39 @@ def test_an_adapter_of_another_base_is_refused(llama, tmp_path):
         build_bundle(llama, tmp_path / "b", adapter=_adapter(wide, tmp_path / "adapter"))
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # PEFT says no more than that
+def test_an_adapter_whose_names_match_nothing_is_refused(llama, tmp_path):
+    adapter = _adapter(llama, tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    renamed = {k.replace("self_attn", "attn"): v for k, v in load_file(path).items()}
+    save_file(renamed, path)
+    with pytest.raises(SourceError, match="do not fit its base"):
+        build_bundle(llama, tmp_path / "b", adapter=adapter)
+
+
+def test_a_reason_of_blanks_is_no_reason(llama, tmp_path):
+    with pytest.raises(RecipeError, match="needs a reason"):
+        build_bundle(llama, tmp_path / "b", accept_worse="  ")
+
+
+def test_the_built_in_text_is_repeated_until_it_tests_the_attention_window(tmp_path):
+    source = checkpoints.save_decoder(
+        tmp_path / "source", "gemma3", sliding_window=1300, max_position_embeddings=2048
+    )
+    figures = build_bundle(source, tmp_path / "b").manifest.evidence.figures
+    assert figures["evaluated_tokens"] == 1950
+
+
+def test_a_build_beside_another_of_the_same_name_leaves_it_alone(llama, tmp_path):
+    running = tmp_path / ".b.partial-running"
+    running.mkdir()
+    descriptor = os.open(running, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    build_bundle(llama, tmp_path / "b")
+    assert running.exists()
+    os.close(descriptor)
+
+
 def test_a_killed_build_is_swept_by_the_next(llama, tmp_path):
     leftover = tmp_path / ".b.partial-dead"
     leftover.mkdir()
@@ -139,7 +175,7 @@ def test_an_existing_output_is_never_overwritten(llama, tmp_path):
 def test_a_text_too_short_for_the_attention_window_is_refused(tmp_path):
     source = checkpoints.save_decoder(tmp_path / "source", "gemma3", sliding_window=128)
     text = tmp_path / "eval.txt"
-    text.write_text("x" * 100)
+    text.write_text("x" * 150)
     with pytest.raises(RecipeError, match="cannot test the model's attention window of 128"):
         build_bundle(source, tmp_path / "b", evaluation=text)
 
@@ -175,6 +211,29 @@ def test_a_source_that_cannot_be_used_says_why(llama, tmp_path, changes, complai
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(SourceError, match=complaint):
+        build_bundle(source, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("generation_config.json", "{", "transformers cannot read"),
+        ("tokenizer.json", "{", "tokenizer"),
+        ("config.json", "[]", "not a JSON object"),
+        ("config.json", "{", "not valid JSON"),
+    ],
+)
+def test_a_damaged_file_of_the_source_is_named(llama, tmp_path, name, content, complaint):
+    source = _source(llama, tmp_path)
+    (source / name).write_text(content)
+    with pytest.raises(SourceError, match=complaint):
+        build_bundle(source, tmp_path / "b")
+
+
+def test_a_chat_template_that_the_runtime_cannot_use_is_refused(llama, tmp_path):
+    source = _source(llama, tmp_path)
+    (source / "chat_template.jinja").write_text("{{ messages[0].content }}{{ 1 / 0 }}")
+    with pytest.raises(ConversionError, match="cannot use the"):
         build_bundle(source, tmp_path / "b")
 
 

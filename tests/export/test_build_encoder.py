@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from outpost_export import encoder_evidence
 from outpost_export.encoder_graph import quantize_rows
-from outpost_export.errors import EvidenceError, RecipeError, SourceError
+from outpost_export.errors import ConversionError, EvidenceError, RecipeError, SourceError
+from outpost_export.gate import misses
+from outpost_export.progress import SilentReporter
 from outpost_runtime.models import open_model
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification
@@ -90,6 +93,59 @@ def test_an_empty_evaluation_file_is_refused(encoder, tmp_path):
     (tmp_path / "eval.txt").write_text("\n\n")
     with pytest.raises(RecipeError, match="has no lines"):
         build_bundle(encoder, tmp_path / "b", evaluation=tmp_path / "eval.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("modules.json", "{}", "not a JSON list"),
+        ("modules.json", "[1]", "not a list of objects"),
+        ("1_Pooling/config.json", "[]", "not a JSON object"),
+        ("1_Pooling/config.json", "{}", "asks for"),
+        ("sentence_bert_config.json", '{"max_seq_length": -5}', "must be at least 1"),
+    ],
+)
+def test_a_damaged_description_of_the_pooling_is_named(tmp_path, name, content, complaint):
+    source = checkpoints.save_sentence_encoder(tmp_path / "source")
+    (source / name).write_text(content)
+    with pytest.raises(SourceError, match=complaint):
+        build_bundle(source, tmp_path / "b")
+
+
+def test_a_model_that_cannot_read_what_its_bundle_would_promise_is_refused(tmp_path):
+    source = checkpoints.save_roberta(tmp_path / "source")
+    with pytest.raises(ConversionError, match="cannot read token ids of shape"):
+        build_bundle(source, tmp_path / "b")
+
+
+def test_the_module_that_decides_the_vectors_is_part_of_the_provenance(encoder, tmp_path):
+    provenance = build_bundle(encoder, tmp_path / "b").manifest.provenance
+    assert "1_Pooling/config.json" in provenance.source
+    assert len(provenance.evaluation_sha256) == 64
+
+
+class Broken:
+    """A session that answers NaN behind its first case."""
+
+    def __init__(self, output, shape):
+        self.output, self.shape, self.runs = output, shape, 0
+
+    def run(self, feeds):
+        self.runs += 1
+        rows = len(feeds["input_ids"])
+        values = np.ones((rows, self.shape), np.float32)
+        return {self.output: values if self.runs == 1 else values * np.nan}
+
+
+@pytest.mark.parametrize(
+    ("output", "threshold"), [("sentence_embedding", "cosine"), ("logits", "label_agreement")]
+)
+def test_an_answer_that_is_no_number_passes_no_gate(output, threshold):
+    feeds = {"input_ids": np.ones((2, 3), np.int64), "attention_mask": np.ones((2, 3), np.int64)}
+    cases = [encoder_evidence.Case(feeds=feeds, expected=np.ones((2, 4), np.float32))] * 3
+    figures = encoder_evidence.measure(Broken(output, 4), cases, output, SilentReporter())
+    missed = {miss.figure for miss in misses(figures, {threshold: 0.99, "max_difference": 1e9})}
+    assert missed == {threshold, "max_difference"}
 
 
 def test_quantized_rows_are_within_half_a_step():

@@ -118,6 +118,14 @@ def save_sentence_encoder(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def save_roberta(folder: Path) -> Path:
+    """Save a RoBERTa whose tokenizer names no maximum: two of its positions are never read."""
+    torch.manual_seed(0)
+    transformers.RobertaModel(transformers.RobertaConfig(**_BERT)).eval().save_pretrained(folder)
+    save_tokenizer(folder, end_marker=True)
+    return folder
+
+
 def save_classifier(folder: Path, *, tokens: bool = False, seed: int = 0) -> Path:
     """Save a BERT that classifies whole texts, or every token."""
     torch.manual_seed(seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 from outpost_runtime.errors import BundleError, InvalidInputError, OutpostError
-from outpost_runtime.manifest import GenerationDefaults, TextInterface
+from outpost_runtime.interface import GenerationDefaults, TextInterface
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.chat import ChatTemplate, Message
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token

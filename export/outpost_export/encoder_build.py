@@ -6,7 +6,7 @@ from typing import Any
 import transformers
 from optimum.exporters.tasks import TasksManager
 from outpost_runtime.errors import BundleError
-from outpost_runtime.manifest import EmbeddingInterface, TensorInterface
+from outpost_runtime.interface import EmbeddingInterface, TensorInterface
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.tokenizer import Tokenizer
 

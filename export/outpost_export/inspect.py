@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.manifest import EmbeddingInterface, TextInterface
+from outpost_runtime.interface import EmbeddingInterface, TextInterface
 from rich.table import Table
 from rich.text import Text
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.manifest import Interface
+from outpost_runtime.interface import Interface
 from outpost_runtime.tensors import Array
 
 

@@ -72,11 +72,6 @@ class Reader:
         """Take an integer or a float as float; required unless a default is given."""
         return self._float(key, self._take(key, (int, float), default))
 
-    def boolean(self, key: str, default: bool | None = None) -> bool:  # noqa: FBT001 - a value
-        """Take a boolean; required unless a default is given."""
-        value: bool = self._take(key, bool, default)
-        return value
-
     def optional(self, key: str, getter: Callable[[str], T]) -> T | None:
         """Take a value with ``getter`` (one of this reader's), or None when absent or null."""
         if self._rest.get(key) is None:
@@ -93,9 +88,9 @@ class Reader:
         values = self._take(key, list, None)
         return [Reader(v, path=f"{self._at(key)}[{i}]") for i, v in enumerate(values)]
 
-    def list_of(self, key: str, kind: type[T], default: list[T] | None = None) -> list[T]:
+    def list_of(self, key: str, kind: type[T]) -> list[T]:
         """Take a list whose elements all are of one simple type."""
-        values: list[Any] = self._take(key, list, default)
+        values: list[Any] = self._take(key, list, None)
         for index, value in enumerate(values):
             _check(value, kind, f"{self._at(key)}[{index}]")
         return list(values)

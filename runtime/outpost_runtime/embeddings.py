@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
-from outpost_runtime.manifest import EmbeddingInterface
+from outpost_runtime.interface import EmbeddingInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.tensor_engine import TensorEngine
 from outpost_runtime.tensors import Array

@@ -8,7 +8,7 @@ from typing import TypeVar
 from outpost_runtime.bundle import Bundle, check_runnable, verify
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import BundleError, NotFoundError, OutpostError, UnsupportedError
-from outpost_runtime.manifest import EmbeddingInterface, TensorInterface, TextInterface
+from outpost_runtime.interface import EmbeddingInterface, TensorInterface, TextInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.store import Store

@@ -29,7 +29,6 @@ class KeyValueShape:
 
     heads: int
     head_dim: int
-    datatype: str
 
 
 class Decoder:
@@ -149,7 +148,7 @@ def _key_value_inputs(session: Session) -> list[tuple[TensorSpec, KeyValueShape]
         _, heads, _, head_dim = spec.shape
         if heads is None or head_dim is None:
             raise BundleError(f"The model's input {spec} has no fixed heads and head size.")
-        shape = KeyValueShape(heads=heads, head_dim=head_dim, datatype=spec.datatype)
+        shape = KeyValueShape(heads=heads, head_dim=head_dim)
         found.append((spec, shape))
     return found
 

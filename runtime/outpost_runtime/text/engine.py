@@ -121,12 +121,6 @@ class TextEngine:
         self._thread.join()
         self._decoder.close()
 
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        with self._changed:
-            return self._scheduler.waiting
-
     def _generation(self, request: TextRequest, sink: Sink) -> Generation:
         room = self._decoder.max_length - len(request.prompt_ids)
         if not request.prompt_ids:

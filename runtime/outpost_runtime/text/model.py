@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedError
-from outpost_runtime.manifest import TextInterface
+from outpost_runtime.interface import TextInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.text.chat import ChatTemplate, Message
 from outpost_runtime.text.decoder import Decoder

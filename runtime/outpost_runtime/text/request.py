@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 
 from outpost_runtime.errors import InvalidInputError, OutpostError
-from outpost_runtime.manifest import GenerationDefaults
+from outpost_runtime.interface import GenerationDefaults
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256

@@ -70,11 +70,6 @@ class Scheduler:
         self._live: Sequence | None = None
 
     @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._waiting)
-
-    @property
     def idle(self) -> bool:
         """Whether there is nothing to run."""
         return self._live is None and not self._waiting
@@ -98,10 +93,6 @@ class Scheduler:
             self._live = None
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-
-    def sequences(self) -> list[Sequence]:
-        """Return everything that waits or lives."""
-        return [*([self._live] if self._live else []), *self._waiting]
 
     def plan(self) -> Step | None:
         """Return what to run now, or None when there is nothing."""

@@ -1,0 +1,171 @@
+"""What a bundle offers to its callers: text, embeddings, or plain tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from outpost_runtime.documents import Reader
+from outpost_runtime.tensors import NUMPY_TYPES, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationDefaults:
+    """What a text request gets that sets nothing; see ``outpost.v1.GenerationParameters``."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextInterface:
+    """A decoder: text in, text out.
+
+    Attributes:
+        context_length: Tokens of prompt and answer together, at most.
+        end_tokens: Ids that end an answer.
+        chat_template: A Jinja file, or None for a model that only completes text.
+    """
+
+    model: str
+    tokenizer: str
+    chat_template: str | None
+    context_length: int
+    end_tokens: tuple[int, ...]
+    special_tokens: dict[str, str]
+    defaults: GenerationDefaults
+    kind: Literal["text"] = field(default="text", init=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingInterface:
+    """A sentence encoder: text in, one vector out, pooling and normalization in the graph.
+
+    Attributes:
+        max_tokens: Longer texts are cut.
+        max_batch: Texts in one run, at most.
+    """
+
+    model: str
+    tokenizer: str
+    max_tokens: int
+    max_batch: int
+    dimension: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kind: Literal["embeddings"] = field(default="embeddings", init=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorInterface:
+    """Any other model: tensors in, tensors out.
+
+    Attributes:
+        labels: Names of a classifier's classes, in the order of its logits; else empty.
+        tokenizer: For clients that make the inputs from text; the runtime does not use it.
+        max_batch: Size of the inputs' first dimension, at most.
+        max_sequence: Size of their second dimension, at most.
+    """
+
+    model: str
+    tokenizer: str | None
+    max_batch: int
+    max_sequence: int
+    labels: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kind: Literal["tensors"] = field(default="tensors", init=False)
+
+
+Interface = TextInterface | EmbeddingInterface | TensorInterface
+
+
+def read_interface(reader: Reader) -> Interface:
+    """Read the manifest's table ``interface``.
+
+    Raises:
+        InvalidInputError: It is not of a known kind, or a value is wrong.
+    """
+    readers: dict[str, Callable[[Reader], Interface]]
+    readers = {"text": _text, "embeddings": _embeddings, "tensors": _tensors}
+    kind = reader.string("kind")
+    if kind not in readers:
+        raise reader.fault("kind", f"is '{kind}'; this build knows {', '.join(readers)}")
+    interface = readers[kind](reader)
+    reader.end()
+    return interface
+
+
+def _text(reader: Reader) -> TextInterface:
+    return TextInterface(
+        model=reader.string("model"),
+        tokenizer=reader.string("tokenizer"),
+        chat_template=reader.optional("chat_template", reader.string),
+        context_length=_positive(reader, "context_length"),
+        end_tokens=tuple(reader.list_of("end_tokens", int)),
+        special_tokens=reader.table("special_tokens").named(str),
+        defaults=_defaults(reader.table("defaults")),
+    )
+
+
+def _defaults(reader: Reader) -> GenerationDefaults:
+    defaults = GenerationDefaults(
+        temperature=reader.number("temperature"),
+        top_p=reader.number("top_p"),
+        top_k=reader.integer("top_k"),
+        min_p=reader.number("min_p"),
+        repetition_penalty=reader.number("repetition_penalty"),
+    )
+    reader.end()
+    return defaults
+
+
+def _embeddings(reader: Reader) -> EmbeddingInterface:
+    return EmbeddingInterface(
+        model=reader.string("model"),
+        tokenizer=reader.string("tokenizer"),
+        max_tokens=_positive(reader, "max_tokens"),
+        max_batch=_positive(reader, "max_batch"),
+        dimension=_positive(reader, "dimension"),
+        inputs=_specs(reader, "inputs"),
+        outputs=_specs(reader, "outputs"),
+    )
+
+
+def _tensors(reader: Reader) -> TensorInterface:
+    return TensorInterface(
+        model=reader.string("model"),
+        tokenizer=reader.optional("tokenizer", reader.string),
+        max_batch=_positive(reader, "max_batch"),
+        max_sequence=_positive(reader, "max_sequence"),
+        labels=tuple(reader.list_of("labels", str)),
+        inputs=_specs(reader, "inputs"),
+        outputs=_specs(reader, "outputs"),
+    )
+
+
+def _specs(reader: Reader, key: str) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(table) for table in reader.tables(key))
+
+
+def _spec(reader: Reader) -> TensorSpec:
+    datatype = reader.string("datatype")
+    if datatype not in NUMPY_TYPES:
+        raise reader.fault("datatype", f"is '{datatype}'; known are {', '.join(NUMPY_TYPES)}")
+    sizes = reader.list_of("shape", int)
+    spec = TensorSpec(
+        name=reader.string("name"),
+        datatype=datatype,
+        shape=tuple(None if size == -1 else size for size in sizes),
+    )
+    reader.end()
+    return spec
+
+
+def _positive(reader: Reader, key: str) -> int:
+    value = reader.integer(key)
+    if value < 1:
+        raise reader.fault(key, "must be at least 1")
+    return value

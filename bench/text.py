@@ -7,6 +7,7 @@ speeds are medians of rounds in which the engines take turns, two threads each.
 Writes bench/results/text.md and bench/results/text.png.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -115,8 +116,18 @@ def _peer_python() -> Path:
     if not python.is_file():
         _say(f"building {LLAMA_CPP} (some minutes, once)")
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", LLAMA_CPP], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", LLAMA_CPP]
+        subprocess.run(install, check=True, env=os.environ | {"CMAKE_ARGS": _cmake_options()})
     return python
+
+
+def _cmake_options() -> str:
+    """Return llama.cpp's options for this processor, all but AMX, with which 0.3.36 crashed."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    wanted = {"AVX": "avx", "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "BMI2": "bmi2",
+              "AVX512": "avx512f", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni"}  # fmt: skip
+    found = [f"-DGGML_{name}=ON" for name, flag in wanted.items() if flag in flags]
+    return " ".join(["-DGGML_NATIVE=OFF", *found])
 
 
 def _write(rows: Sequence[Row], checkpoint: float, tokens: int) -> None:

@@ -42,9 +42,10 @@ EXAMPLES = {
         base="gemma3_270m",
         options=(
             *("--adapter", "examples/press_line/adapter"),
-            *("--eval", "examples/press_line/evaluation.txt"),
+            *("--eval", "examples/press_line/evaluation.jsonl"),
+            *("--recipe", "examples/press_line/recipe.toml"),
         ),
-        files=(ADAPTER, PRESS_LINE / "evaluation.txt"),
+        files=(ADAPTER, PRESS_LINE / "evaluation.jsonl", PRESS_LINE / "recipe.toml"),
     ),
 }
 

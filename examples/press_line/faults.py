@@ -1,8 +1,8 @@
 """The fault catalogue: faults.toml as checked objects, and the questions that it yields.
 
-Training questions are the hand-written `questions` of every fault, its cause put as a question,
-and some of the catalogue's `question_templates` in rotation. Exam questions are the `held_out`
-ones; the catalogue is refused when one of them is also a training question.
+Training questions are the hand-written `questions` of every fault and the catalogue's
+`question_templates`, filled in. Exam questions are the `held_out` ones; the catalogue is refused
+when one of them is also a training question.
 """
 
 import tomllib
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CATALOGUE_FILE = Path(__file__).with_name("faults.toml")
-TEMPLATES_PER_FAULT = 6
 
-_PARTS = frozenset({"fault", "question_templates", "cause_templates"})
+_PARTS = frozenset({"fault", "question_templates"})
 _TEXTS = frozenset({"code", "title", "cause", "remedy"})
 _LISTS = frozenset({"must_say", "questions", "held_out"})
 
@@ -93,14 +92,13 @@ class Catalogue:
 
     faults: tuple[Fault, ...]
     question_templates: tuple[str, ...]
-    cause_templates: tuple[str, ...]
 
     def training_pairs(self) -> tuple[TrainingPair, ...]:
         """All questions to train on, each with its answer."""
         return tuple(
             TrainingPair(question=question, answer=fault.answer_to(question))
-            for index, fault in enumerate(self.faults)
-            for question in (*fault.questions, *self._from_templates(fault, index))
+            for fault in self.faults
+            for question in (*fault.questions, *self._from_templates(fault))
         )
 
     def exam_questions(self) -> tuple[ExamQuestion, ...]:
@@ -111,13 +109,10 @@ class Catalogue:
             for question in fault.held_out
         )
 
-    def _from_templates(self, fault: Fault, index: int) -> tuple[str, ...]:
-        count = len(self.question_templates)
-        rotation = ((index + step) % count for step in range(min(TEMPLATES_PER_FAULT, count)))
-        templates = (*self.cause_templates, *(self.question_templates[at] for at in rotation))
+    def _from_templates(self, fault: Fault) -> tuple[str, ...]:
         return tuple(
             template.format(code=fault.code, title=fault.headline, cause=fault.cause)
-            for template in templates
+            for template in self.question_templates
         )
 
 
@@ -138,7 +133,6 @@ def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
             for index, fields in enumerate(document["fault"])
         ),
         question_templates=_texts(document["question_templates"], "question_templates"),
-        cause_templates=_texts(document["cause_templates"], "cause_templates"),
     )
     _check(catalogue)
     return catalogue

@@ -57,6 +57,15 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Folders:
+    """What to train from and where the result goes; without an `earlier` adapter, from scratch."""
+
+    checkpoint: Path
+    adapter: Path
+    earlier: Path | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One tokenized pair. `labels` are the ids of the answer, and ignored in the prompt."""
 
@@ -135,10 +144,14 @@ def train(model: PeftModel, examples: Sequence[Example], settings: Settings) -> 
         yield loss.item()
 
 
-def with_lora(checkpoint: Path, settings: Settings) -> PeftModel:
-    """Load the base and put fresh LoRA weights on all its linear projections."""
+def with_lora(folders: Folders, settings: Settings) -> PeftModel:
+    """Load the base and put LoRA weights on all its linear projections: fresh or earlier ones."""
     torch.manual_seed(settings.seed)
-    base = AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True, dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(
+        folders.checkpoint, local_files_only=True, dtype="float32"
+    )
+    if folders.earlier is not None:
+        return PeftModel.from_pretrained(base, str(folders.earlier), is_trainable=True)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -175,20 +188,22 @@ def save_adapter(model: PeftModel, folder: Path, stop_ids: Sequence[int]) -> Non
     )
 
 
-def finetune(checkpoint: Path, folder: Path, settings: Settings, console: Console) -> None:
+def finetune(folders: Folders, settings: Settings, console: Console) -> None:
     """Train and save, showing progress on the console."""
     started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folders.checkpoint, local_files_only=True)
     tokenizer.chat_template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
     examples = [encode(pair, tokenizer) for pair in load_catalogue().training_pairs()]
-    model = with_lora(checkpoint, settings)
+    model = with_lora(folders, settings)
     console.print(
         f"{len(examples)} pairs, {model.get_nb_trainable_parameters()[0]:,} weights to train"
     )
     _train_with_progress(model, examples, settings, console)
     stop_ids: Any = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
-    save_adapter(model, folder, stop_ids)
-    console.print(f"{folder}: written after {(time.monotonic() - started) / 60:.1f} minutes")
+    save_adapter(model, folders.adapter, stop_ids)
+    console.print(
+        f"{folders.adapter}: written after {(time.monotonic() - started) / 60:.1f} minutes"
+    )
 
 
 def _train_with_progress(
@@ -217,14 +232,20 @@ def main() -> int:
     parser.add_argument(
         "--adapter", type=Path, required=True, metavar="OUT_DIR", help="where the adapter goes"
     )
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        metavar="DIR",
+        help="an adapter to go on from, instead of a fresh one",
+    )
     for field in fields(Settings):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(
             flag, type=type(field.default), default=field.default, help=f"default {field.default}"
         )
     chosen = vars(parser.parse_args())
-    checkpoint, folder = chosen.pop("checkpoint"), chosen.pop("adapter")
-    finetune(checkpoint, folder, Settings(**chosen), Console(stderr=True))
+    folders = Folders(**{field.name: chosen.pop(field.name) for field in fields(Folders)})
+    finetune(folders, Settings(**chosen), Console(stderr=True))
     return 0
 
 

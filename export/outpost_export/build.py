@@ -32,6 +32,7 @@ from outpost_export import adapter as lora
 from outpost_export.decoder_build import Text, build_decoder
 from outpost_export.encoder_build import build_encoder
 from outpost_export.errors import EvidenceError, ExportError, RecipeError
+from outpost_export.evaluation import DIALOGUES_SUFFIX, read_evaluation
 from outpost_export.gate import Miss, misses
 from outpost_export.progress import Reporter
 from outpost_export.recipe import CLASSIFIER_TASKS, DECODER_TASK, EMBEDDING_TASK, Recipe
@@ -157,6 +158,7 @@ def _build(source: Source, recipe: Recipe, order: Order, folder: Path, reporter:
         text = Text(
             text=_evaluation(order.evaluation, _BUILT_IN_TEXT),
             built_in=order.evaluation is None,
+            dialogues=order.evaluation is not None and order.evaluation.suffix == DIALOGUES_SUFFIX,
         )
         return build_decoder(source, recipe, text, folder, reporter)
     if recipe.task in (EMBEDDING_TASK, *CLASSIFIER_TASKS):
@@ -166,12 +168,7 @@ def _build(source: Source, recipe: Recipe, order: Order, folder: Path, reporter:
 
 
 def _evaluation(path: Path | None, built_in: str) -> str:
-    if path is None:
-        return Path(__file__).with_name(built_in).read_text("utf-8")
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The evaluation text {path} cannot be read: {error}.") from error
+    return read_evaluation(path or Path(__file__).with_name(built_in))
 
 
 def _evaluation_digest(order: Order, recipe: Recipe) -> str:

@@ -83,7 +83,7 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         "--eval",
         type=Path,
         metavar="FILE",
-        help="a text to measure with; for encoders, one text per line",
+        help="a text to measure with, or dialogues (.jsonl); for encoders, one text per line",
     )
     build.add_argument(
         "--accept-worse",

@@ -18,6 +18,7 @@ from outpost_runtime.tokenizer import Tokenizer
 from outpost_export import decoder_evidence as evidence
 from outpost_export.decoder_graph import write_decoder_graph
 from outpost_export.errors import ConversionError, RecipeError, SourceError
+from outpost_export.evaluation import Evaluation, dialogues_evaluation, text_evaluation
 from outpost_export.progress import Reporter
 from outpost_export.recipe import Recipe
 from outpost_export.result import Built
@@ -31,10 +32,16 @@ _TOLERANCES = {"agreement": 0.95, "perplexity_change": 0.02}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """The evaluation text, and whether the user brought it."""
+    """What a user wants to measure on.
+
+    Attributes:
+        built_in: It is the exporter's own, which may be cut or repeated.
+        dialogues: It is JSON Lines of messages.
+    """
 
     text: str
     built_in: bool
+    dialogues: bool
 
 
 def build_decoder(
@@ -49,28 +56,24 @@ def build_decoder(
     """
     tokenizer = load_tokenizer(source.folder)
     interface = _interface(source, recipe, tokenizer, out)
-    _check_chat(interface, tokenizer, out)
-    ids = _evaluation_ids(
-        tokenizer,
-        out / interface.tokenizer,
-        text,
-        interface.context_length,
-        _window(source, interface.context_length),
-    )
+    template = _chat_template(interface, tokenizer, out)
+    window = _window(source, interface.context_length)
+    evaluation = _evaluation(tokenizer, out / interface.tokenizer, text, template)
+    evaluation = _fitted(evaluation, text, interface.context_length, window)
 
     model = load_model(source.folder, transformers.AutoModelForCausalLM)
-    wanted = evidence.reference(model, ids, interface.end_tokens, reporter)
+    wanted = evidence.reference(model, evaluation, interface.end_tokens, reporter)
     del model
 
     with reporter.step(f"Writing the {recipe.target} graph"):
         _write_graph(source, recipe, interface, out)
     decoder, bytes_per_token = _open(out / interface.model, interface.context_length)
     started = time.perf_counter()
-    figures, got = evidence.measure(decoder, wanted, ids, reporter)
+    figures, got = evidence.measure(decoder, wanted, evaluation, reporter)
     seconds = time.perf_counter() - started
     buffers = decoder.memory_bytes
     agreeing = evidence.greedy_tokens(decoder, wanted, interface.end_tokens, reporter)
-    golden, golden_perplexity = evidence.golden(ids, got)
+    golden, golden_perplexity = evidence.golden(evaluation.ids, got)
     return Built(
         interface=interface,
         figures=figures
@@ -78,7 +81,7 @@ def build_decoder(
         golden=golden,
         tolerances=_TOLERANCES,
         memory_bytes=_weights(out) + buffers + bytes_per_token,
-        tokens_per_second=len(ids) / seconds,
+        tokens_per_second=len(evaluation.ids) / seconds,
     )
 
 
@@ -151,33 +154,47 @@ def _defaults(generation: Any) -> GenerationDefaults:
     return defaults
 
 
-def _evaluation_ids(
-    tokenizer: Any, path: Path, text: Text, context_length: int, window: int
-) -> list[int]:
-    # A graph that forgets the sliding window is exact up to the window's length, so the text
-    # must be longer; the built-in one is repeated for that.
-    ids = Tokenizer(path).encode(text.text, add_special_tokens=True)
+def _evaluation(
+    tokenizer: Any, path: Path, text: Text, template: ChatTemplate | None
+) -> Evaluation:
+    ours = Tokenizer(path)
+    if text.dialogues:
+        if template is None:
+            raise RecipeError(
+                "Dialogues need a chat template, and this model has none.",
+                hint="Give a plain text with --eval.",
+            )
+        return dialogues_evaluation(
+            text.text, template.render, lambda part: ours.encode(part, add_special_tokens=False)
+        )
+    ids = ours.encode(text.text, add_special_tokens=True)
     if ids != tokenizer(text.text)["input_ids"]:
         raise ConversionError(
             "The runtime's tokenizer and transformers' read the text differently."
         )
+    return text_evaluation(ids)
+
+
+def _fitted(evaluation: Evaluation, text: Text, context_length: int, window: int) -> Evaluation:
+    # A graph that forgets the sliding window is exact up to the window's length, so the text
+    # must be longer; the built-in one is repeated for that.
     if text.built_in:
         wanted = max(evidence.MAX_TOKENS, math.ceil(_WINDOWS * window))
-        ids = (ids * math.ceil(wanted / len(ids)))[:wanted] if window else ids[:wanted]
-    if len(ids) < evidence.GREEDY_TOKENS:
+        evaluation = evaluation.repeated(wanted) if window else evaluation.cut(wanted)
+    evaluation = evaluation.cut(context_length)
+    count = len(evaluation.ids)
+    if count < evidence.GREEDY_TOKENS or not evaluation.counted.any():
         raise RecipeError(
-            f"The evaluation text has {len(ids)} tokens; at least {evidence.GREEDY_TOKENS} "
-            "are needed.",
+            f"The evaluation has {count} tokens; at least {evidence.GREEDY_TOKENS} are needed.",
             hint="Give a longer text with --eval.",
         )
-    ids = ids[:context_length]
-    if window and len(ids) < min(_WINDOWS * window, context_length):
+    if window and count < min(_WINDOWS * window, context_length):
         raise RecipeError(
-            f"The evaluation text has {len(ids)} tokens and cannot test the model's attention "
+            f"The evaluation text has {count} tokens and cannot test the model's attention "
             f"window of {window}: {_WINDOWS} times as many are needed.",
             hint=f"Give a longer text with --eval, or a context_length of at most {window}.",
         )
-    return ids
+    return evaluation
 
 
 def _window(source: Source, context_length: int) -> int:
@@ -186,14 +203,16 @@ def _window(source: Source, context_length: int) -> int:
     return window if window < context_length else 0
 
 
-def _check_chat(interface: TextInterface, tokenizer: Any, out: Path) -> None:
+def _chat_template(interface: TextInterface, tokenizer: Any, out: Path) -> ChatTemplate | None:
+    """Return the chat template, checked to render as transformers renders it."""
     if interface.chat_template is None:
-        return
+        return None
     question = "What does E-217 mean?"
     source = (out / interface.chat_template).read_text("utf-8")
     try:
         messages = [Message(role="user", content=question)]
-        ours = ChatTemplate(source, interface.special_tokens).render(messages)
+        template = ChatTemplate(source, interface.special_tokens)
+        ours = template.render(messages)
     except OutpostError as error:
         raise ConversionError(
             f"The runtime cannot use the chat template: {error.message}"
@@ -205,6 +224,7 @@ def _check_chat(interface: TextInterface, tokenizer: Any, out: Path) -> None:
         raise ConversionError(
             f"The runtime renders the chat template as {ours!r}, transformers as {theirs!r}."
         )
+    return template
 
 
 def _write_graph(source: Source, recipe: Recipe, interface: TextInterface, out: Path) -> None:

@@ -15,6 +15,7 @@ from outpost_runtime.text.engine import TextEngine
 from outpost_runtime.text.request import Event, FailEvent, Sampling, TextRequest, TokenEvent
 from outpost_runtime.text.scoring import Score, score
 
+from outpost_export.evaluation import Evaluation
 from outpost_export.progress import Reporter
 
 GREEDY_TOKENS = 32
@@ -33,7 +34,7 @@ class DecoderReference:
     """What the checkpoint says.
 
     Attributes:
-        score: Of the evaluation text.
+        score: Of every token of the evaluation.
         prompts: Beginnings of that text.
         continuations: The greedy continuation of each prompt, without the end token.
     """
@@ -45,14 +46,15 @@ class DecoderReference:
 
 @torch.inference_mode()
 def reference(
-    model: torch.nn.Module, ids: Sequence[int], end_tokens: Sequence[int], reporter: Reporter
+    model: torch.nn.Module, evaluation: Evaluation, end_tokens: Sequence[int], reporter: Reporter
 ) -> DecoderReference:
     """Measure the checkpoint.
 
     Args:
         model: A causal language model of transformers, float32, in evaluation mode.
-        ids: The evaluation text; at least 2 tokens.
+        evaluation: At least 2 tokens.
     """
+    ids = evaluation.ids
     with reporter.step(
         "Reading the checkpoint's own answers", total=1 + len(_PROMPT_SHARES)
     ) as did:
@@ -69,27 +71,29 @@ def reference(
 
 
 def measure(
-    decoder: Decoder, wanted: DecoderReference, ids: Sequence[int], reporter: Reporter
+    decoder: Decoder, wanted: DecoderReference, evaluation: Evaluation, reporter: Reporter
 ) -> tuple[dict[str, float], Score]:
     """Measure a build.
 
     Args:
         decoder: The build, opened by the runtime; nothing else uses it.
-        ids: The evaluation text of ``wanted``.
+        evaluation: That of ``wanted``.
 
     Returns:
         Figures by name (see gate.py), and the build's score of the text.
     """
-    with reporter.step("Scoring the build token by token", total=len(ids) - 1) as did:
-        got = score(decoder, ids, did)
-    increase = got.perplexity / wanted.score.perplexity - 1
+    with reporter.step("Scoring the build token by token", total=len(evaluation.ids) - 1) as did:
+        got = score(decoder, evaluation.ids, did)
+    source, build = (part.select(evaluation.counted) for part in (wanted.score, got))
+    increase = build.perplexity / source.perplexity - 1
     figures = {
-        "evaluated_tokens": float(len(ids)),
-        "perplexity_source": wanted.score.perplexity,
-        "perplexity": got.perplexity,
+        "evaluated_tokens": float(len(evaluation.ids)),
+        "scored_tokens": float(evaluation.counted.sum()),
+        "perplexity_source": source.perplexity,
+        "perplexity": build.perplexity,
         "perplexity_increase": increase,
         "perplexity_difference": abs(increase),
-        "top1_agreement": got.agreement(wanted.score.top_tokens),
+        "top1_agreement": build.agreement(source.top_tokens),
     }
     return figures, got
 

@@ -1,6 +1,6 @@
 import dataclasses
 
-from examples.press_line.evaluation import EVALUATION_FILE, evaluation_text
+from examples.press_line.evaluation import EVALUATION_FILE, evaluation_lines
 from examples.press_line.exam import examine, grade
 from examples.press_line.faults import ExamQuestion, load_catalogue
 
@@ -51,5 +51,5 @@ def test_of_alternatives_either_will_do():
     assert grade(_question("V4|valve 4"), "close it").missing == ("V4|valve 4",)
 
 
-def test_the_evaluation_text_is_that_of_the_catalogue():
-    assert EVALUATION_FILE.read_text("utf-8") == evaluation_text()
+def test_the_evaluation_lines_is_that_of_the_catalogue():
+    assert EVALUATION_FILE.read_text("utf-8") == evaluation_lines()

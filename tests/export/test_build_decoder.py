@@ -180,6 +180,42 @@ def test_a_text_too_short_for_the_attention_window_is_refused(tmp_path):
         build_bundle(source, tmp_path / "b", evaluation=text)
 
 
+def _dialogues(tmp_path, *lines):
+    path = tmp_path / "dialogues.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _dialogue(*contents):
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+    return json.dumps({"messages": messages})
+
+
+def test_of_dialogues_the_answers_are_scored(llama, tmp_path):
+    dialogues = _dialogues(tmp_path, _dialogue("What?", "That."), _dialogue("a", "b", "c", "done"))
+    bundle = build_bundle(llama, tmp_path / "b", evaluation=dialogues)
+    figures = bundle.manifest.evidence.figures
+    assert figures["scored_tokens"] == len("That.") + len("done")
+    assert figures["evaluated_tokens"] == 74
+    assert figures["perplexity_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", "no dialogues"),
+        ("{", "line 1 is not valid JSON"),
+        ('{"text": "x"}', "messages is missing"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "must end with an answer"),
+        ('{"messages": [{"role": "user", "content": 1}]}', "must be a string"),
+    ],
+)
+def test_a_line_that_is_no_dialogue_is_named(llama, tmp_path, line, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        build_bundle(llama, tmp_path / "b", evaluation=_dialogues(tmp_path, line))
+
+
 def test_a_capped_context_is_what_the_bundle_says(llama, tmp_path):
     bundle = build_bundle(llama, tmp_path / "b", context_length=64)
     assert bundle.manifest.interface.context_length == 64

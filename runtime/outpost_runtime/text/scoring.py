@@ -32,6 +32,12 @@ class Score:
         """Exponential of the mean negative log-probability (Jelinek et al. 1977)."""
         return float(np.exp(-self.log_probabilities.mean()))
 
+    def select(self, counted: NDArray[np.bool_]) -> "Score":
+        """Return the score of some positions only: ``counted`` is [n - 1]."""
+        return Score(
+            log_probabilities=self.log_probabilities[counted], top_tokens=self.top_tokens[counted]
+        )
+
     def agreement(self, top_tokens: NDArray[np.int64]) -> float:
         """Share of positions at which another model's likeliest token is the same."""
         return float((self.top_tokens == top_tokens).mean())

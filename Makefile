@@ -10,7 +10,7 @@ PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo exam test test-fast test-real test-runtime lint format proto bench lock clean
+.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime lint format proto bench lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -33,10 +33,13 @@ demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (about 4
 exam: $(READY) ## score base and fine-tune on the held-out questions, served and from checkpoints
 	@$(BIN)/python -m examples.press_line.compare
 
-test: test-fast test-runtime test-real ## all tests; real models come from packages
+test: test-fast test-slow test-runtime test-real ## all tests; real models come from packages
 
 test-fast: $(READY) ## the tests that need no download: under a minute
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real_model" $(TESTED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow" $(TESTED)
+
+test-slow: $(READY) ## the tests that need no download but take seconds each
+	$(BIN)/python -m pytest -n 2 -m "slow and not real_model" $(TESTED)
 
 test-real: $(READY) ## the tests on real models; their exports are kept in .cache/
 	$(BIN)/python -m pytest -m real_model $(TESTED)

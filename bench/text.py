@@ -116,7 +116,7 @@ def _peer_python() -> Path:
     if not python.is_file():
         _say(f"building {LLAMA_CPP} (some minutes, once)")
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", LLAMA_CPP]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-cache-dir", LLAMA_CPP]
         subprocess.run(install, check=True, env=os.environ | {"CMAKE_ARGS": _cmake_options()})
     return python
 
@@ -124,9 +124,9 @@ def _peer_python() -> Path:
 def _cmake_options() -> str:
     """Return llama.cpp's options for this processor, all but AMX, with which 0.3.36 crashed."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    wanted = {"AVX": "avx", "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "BMI2": "bmi2",
-              "AVX512": "avx512f", "AVX512_VBMI": "avx512vbmi", "AVX512_VNNI": "avx512_vnni"}  # fmt: skip
-    found = [f"-DGGML_{name}=ON" for name, flag in wanted.items() if flag in flags]
+    names = {flag: flag.upper() for flag in ("avx", "avx2", "fma", "f16c", "bmi2")}
+    names |= {"avx512f": "AVX512", "avx512vbmi": "AVX512_VBMI", "avx512_vnni": "AVX512_VNNI"}
+    found = [f"-DGGML_{name}=ON" for flag, name in names.items() if flag in flags]
     return " ".join(["-DGGML_NATIVE=OFF", *found])
 
 

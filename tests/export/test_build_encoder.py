@@ -17,6 +17,8 @@ from transformers import AutoModelForSequenceClassification
 from tests.support import checkpoints
 from tests.support.building import build_bundle
 
+pytestmark = pytest.mark.slow  # torch's exporter takes seconds for the smallest model
+
 TEXTS = ["a", "The press stops.", "A much longer sentence about oil, valves and pumps. " * 3]
 
 

@@ -24,7 +24,7 @@ from outpost_runtime.tokenizer import Tokenizer
 from bench.workers import Worker, start
 from examples import bundles
 
-ROUNDS = 7
+ROUNDS = 5
 DECODE_TOKENS = 64
 PROMPT = 32
 PREFILL = 512

@@ -23,7 +23,7 @@ from examples.press_line.exam import grade
 from examples.press_line.faults import load_catalogue
 
 STORE = bundles.CACHE / "demo-store"
-QUESTION_NUMBER = 3
+QUESTION_NUMBER = 2
 SENTENCES = (
     "The oil is far too hot.",
     "Hydraulic fluid temperature exceeds its limit.",

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.text.request import Sampling
@@ -16,11 +16,14 @@ def _by_the_book(logits, sampling):
     if sampling.top_k:
         order = order[: sampling.top_k]
     share = weights[order] / weights[order].sum()
-    order = order[(np.cumsum(share) - share) < sampling.top_p]
+    if sampling.top_p < 1:
+        order = order[(np.cumsum(share) - share) < sampling.top_p]
     return set(order[weights[order] >= sampling.min_p * weights.max()].tolist())
 
 
 @settings(max_examples=200, deadline=None)
+@example(temperature=0.0625, top_p=1.0, top_k=0, min_p=0.0, seed=0)
+@example(temperature=0.0625, top_p=1.0, top_k=2000, min_p=0.001, seed=0)
 @given(
     temperature=st.floats(0.05, 3),
     top_p=st.floats(0.01, 1),

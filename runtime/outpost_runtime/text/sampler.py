@@ -78,6 +78,8 @@ def _likeliest(weights: Floats, sampling: Sampling) -> NDArray[np.int64]:
     top_k = min(sampling.top_k or len(weights), len(weights))
     total = weights.sum() if top_k == len(weights) else _top_sum(weights, top_k)
     limit = min(top_k, int(np.count_nonzero(weights >= sampling.min_p * weights.max())))
+    if sampling.top_p == 1:  # summed up, the least likely would be lost in rounding
+        return _sorted_top(weights, limit)
     count = min(limit, _FIRST_CANDIDATES)
     while True:
         ids = _sorted_top(weights, count)

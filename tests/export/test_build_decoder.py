@@ -141,6 +141,7 @@ def test_a_reason_of_blanks_is_no_reason(llama, tmp_path):
         build_bundle(llama, tmp_path / "b", accept_worse="  ")
 
 
+@pytest.mark.slow
 def test_the_built_in_text_is_repeated_until_it_tests_the_attention_window(tmp_path):
     source = checkpoints.save_decoder(
         tmp_path / "source", "gemma3", sliding_window=1300, max_position_embeddings=2048

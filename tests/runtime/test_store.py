@@ -182,6 +182,7 @@ Store(Path(sys.argv[2])).add(Path(sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 def test_power_cut_between_any_two_writes_leaves_the_old_or_the_new_model(store, tmp_path):
     old = store.add(_second_version(tmp_path, "1")).digest
     new_folder = _second_version(tmp_path, "2")

@@ -11,7 +11,8 @@ PROTO = Path(__file__).parents[2] / "proto"
 
 def main() -> int:
     """Name the files that differ; returns the exit status."""
-    sources = sorted(str(path) for path in PROTO.rglob("*.proto"))
+    folders = ("outpost", "inference")  # not build/, where pip leaves copies
+    sources = sorted(str(path) for folder in folders for path in (PROTO / folder).rglob("*.proto"))
     with tempfile.TemporaryDirectory() as fresh:
         outputs = [f"--{kind}_out={fresh}" for kind in ("python", "grpc_python")]
         outputs += [f"--{kind}_out=quiet:{fresh}" for kind in ("mypy", "mypy_grpc")]

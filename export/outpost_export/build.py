@@ -85,14 +85,15 @@ def build(order: Order, reporter: Reporter) -> Finished:
     source = read_source(order.source, task=order.recipe.task)
     licence = _licence(order, source)
     recipe = order.recipe.with_defaults(task=source.task, licence=licence)
+    evaluation = _evaluation(order, recipe)
     with _hidden_folder(order.out) as folder:
         checkpoint = _merged(order, source, folder / ".merged", reporter)
         bundle_folder = folder / "bundle"
         bundle_folder.mkdir()
-        built = _build(checkpoint, recipe, order, bundle_folder, reporter)
+        built = _build(checkpoint, recipe, evaluation, bundle_folder, reporter)
         _pass_gate(built, recipe, order.accept_worse)
         golden.save(bundle_folder / _GOLDEN, built.golden)
-        manifest = _manifest(built, recipe, source, order, bundle_folder)
+        manifest = _manifest(built, recipe, source, order, evaluation, bundle_folder)
         bundle = write_manifest(bundle_folder, manifest)
         with reporter.step("Opening the bundle as a device would"):
             _check_as_device(bundle)
@@ -153,27 +154,26 @@ def _merged(order: Order, source: Source, folder: Path, reporter: Reporter) -> S
     return read_source(folder, task=source.task)
 
 
-def _build(source: Source, recipe: Recipe, order: Order, folder: Path, reporter: Reporter) -> Built:
+def _build(
+    source: Source, recipe: Recipe, evaluation: Text, folder: Path, reporter: Reporter
+) -> Built:
     if recipe.task == DECODER_TASK:
-        text = Text(
-            text=_evaluation(order.evaluation, _BUILT_IN_TEXT),
-            built_in=order.evaluation is None,
-            dialogues=order.evaluation is not None and order.evaluation.suffix == DIALOGUES_SUFFIX,
-        )
-        return build_decoder(source, recipe, text, folder, reporter)
+        return build_decoder(source, recipe, evaluation, folder, reporter)
     if recipe.task in (EMBEDDING_TASK, *CLASSIFIER_TASKS):
-        texts = _evaluation(order.evaluation, _BUILT_IN_SENTENCES).splitlines()
-        return build_encoder(source, recipe, [t for t in texts if t.strip()], folder, reporter)
+        texts = [text for text in evaluation.text.splitlines() if text.strip()]
+        return build_encoder(source, recipe, texts, folder, reporter)
     raise RecipeError(f"A model for {recipe.task} cannot be built yet.")
 
 
-def _evaluation(path: Path | None, built_in: str) -> str:
-    return read_evaluation(path or Path(__file__).with_name(built_in))
-
-
-def _evaluation_digest(order: Order, recipe: Recipe) -> str:
-    built_in = _BUILT_IN_TEXT if recipe.task == DECODER_TASK else _BUILT_IN_SENTENCES
-    return hashlib.sha256(_evaluation(order.evaluation, built_in).encode()).hexdigest()
+def _evaluation(order: Order, recipe: Recipe) -> Text:
+    # Read once: what is measured on and what the manifest's digest names must be the same.
+    if order.evaluation is not None:
+        dialogues = order.evaluation.suffix == DIALOGUES_SUFFIX
+        text = read_evaluation(order.evaluation)
+        return Text(text=text, built_in=False, dialogues=dialogues)
+    name = _BUILT_IN_TEXT if recipe.task == DECODER_TASK else _BUILT_IN_SENTENCES
+    text = read_evaluation(Path(__file__).with_name(name))
+    return Text(text=text, built_in=True, dialogues=False)
 
 
 def _pass_gate(built: Built, recipe: Recipe, accept_worse: str | None) -> None:
@@ -195,7 +195,9 @@ def _advice(recipe: Recipe, missed: list[Miss]) -> str:
     return f"Try --target {better}, {smaller}, another threshold for {figure}, {accept}."
 
 
-def _manifest(built: Built, recipe: Recipe, source: Source, order: Order, folder: Path) -> Manifest:
+def _manifest(
+    built: Built, recipe: Recipe, source: Source, order: Order, evaluation: Text, folder: Path
+) -> Manifest:
     paths = sorted(folder.iterdir())
     for path in paths:
         path.chmod(0o644)  # some libraries write files that only their owner may read
@@ -222,7 +224,7 @@ def _manifest(built: Built, recipe: Recipe, source: Source, order: Order, folder
             adapter={} if order.adapter is None else digests_of(order.adapter),
             recipe=asdict(recipe),
             recipe_sha256=recipe.sha256,
-            evaluation_sha256=_evaluation_digest(order, recipe),
+            evaluation_sha256=hashlib.sha256(evaluation.text.encode()).hexdigest(),
             versions=_versions(),
         ),
     )

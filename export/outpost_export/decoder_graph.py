@@ -8,8 +8,6 @@ the build finds: no graph leaves the exporter unmeasured.
 """
 
 import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +18,7 @@ from onnxruntime_genai.models import builder
 from onnxruntime_genai.models.builders import Gemma3Model
 
 from outpost_export import graph
-
-_LOG = logging.getLogger(__name__)
+from outpost_export.quiet import quietly
 
 
 class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
@@ -79,7 +76,7 @@ def write_decoder_graph(
         "accuracy_level=4",  # int8 activations, quantized per block
     ]
     precision = {None: "fp32", 8: "int8", 4: "int4"}[bits]
-    with tempfile.TemporaryDirectory() as scratch, _corrected_builder(), _quiet():
+    with tempfile.TemporaryDirectory() as scratch, _corrected_builder(), quietly():
         arguments = (None, str(checkpoint), scratch, precision, "cpu", scratch)
         parsed = builder.parse_extra_options(*arguments, options)
         config = parsed["hf_details"]["hf_config"]
@@ -112,17 +109,3 @@ def _corrected_builder() -> Iterator[None]:
         yield
     finally:
         builder.Gemma3Model = upstream
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The builder prints, and the quantizer logs two lines for every node of the graph.
-    output = io.StringIO()
-    quantizer = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    quantizer.disabled = True
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            yield
-    finally:
-        quantizer.disabled = False
-        _LOG.debug("%s", output.getvalue())

@@ -6,11 +6,7 @@ times faster on MiniLM, but its one activation scale per tensor makes results
 depend on what else is in the batch (docs/adr/0002).
 """
 
-import contextlib
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +14,16 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from outpost_export import graph
 from outpost_export.errors import ConversionError
 from outpost_export.pooling import Pooling, pool
+from outpost_export.quiet import quietly
 
 EMBEDDING_OUTPUT = "sentence_embedding"
 LOGITS_OUTPUT = "logits"
-
-_QUANTIZER_LOG = "onnxruntime.quantization.matmul_nbits_quantizer"
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -119,7 +114,7 @@ def write_encoder_graph(encoder: Encoder, out: Path, *, bits: int | None, block_
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
     path = out / "model.onnx"
     try:
-        with _quiet():
+        with quietly():
             torch.onnx.export(
                 encoder.eval(),
                 (),
@@ -142,7 +137,7 @@ def quantize(model: ModelProto, *, bits: int, block_size: int) -> ModelProto:
     embeddings = [node for node in model.graph.node if _is_embedding(model, node, block_size)]
     for node in embeddings:
         _quantize_embedding(model, node, block_size)
-    with _quiet():
+    with quietly():
         quantizer = MatMulNBitsQuantizer(
             model, bits=bits, block_size=block_size, is_symmetric=True, accuracy_level=4,
             op_types_to_quantize=("MatMul",),
@@ -187,35 +182,8 @@ def _quantize_embedding(model: ModelProto, node: onnx.NodeProto, block_size: int
             numpy_helper.from_array(scales, f"{name}_scales"),
         ]
     )
-    lookup = helper.make_node(
-        "GatherBlockQuantized",
-        [f"{name}_Q8", node.input[1], f"{name}_scales"],
-        list(node.output),
-        name=node.name,
-        domain=graph.MICROSOFT,
-        bits=8,
-        block_size=block_size,
-        gather_axis=0,
-        quantize_axis=1,
-    )
+    names = f"{name}_Q8", f"{name}_scales"
+    lookup = graph.quantized_lookup(node, *names, bits=8, block_size=block_size)
     graph.replace(model, node, [lookup])
     graph.drop_if_unused(model, name)
     graph.import_microsoft(model)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Exporter and quantizer log several lines for every node, and warn about their own insides.
-    loggers: Sequence[logging.Logger] = [
-        logging.getLogger(name)
-        for name in (_QUANTIZER_LOG, "torch.onnx._internal.exporter._registration")
-    ]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger in loggers:
-            logger.disabled = False

@@ -67,21 +67,34 @@ def tie_embedding_to_head(model: ModelProto) -> bool:
         helper.make_tensor("embed_shape", onnx.TensorProto.INT64, [2], [attributes["N"], columns])
     )
     rows = helper.make_node("Reshape", [blocks, "embed_shape"], ["embed_rows"], name="embed_rows")
-    lookup = helper.make_node(
-        "GatherBlockQuantized",
-        ["embed_rows", gather.input[1], scales],
-        list(gather.output),
-        name=gather.name,
-        domain=MICROSOFT,
-        bits=attributes["bits"],
-        block_size=attributes["block_size"],
-        gather_axis=0,
-        quantize_axis=1,
-    )
+    bits, block_size = attributes["bits"], attributes["block_size"]
+    lookup = quantized_lookup(gather, "embed_rows", scales, bits=bits, block_size=block_size)
     weights = gather.input[0]
     replace(model, gather, [rows, lookup])
     drop_if_unused(model, weights)
     return True
+
+
+def quantized_lookup(
+    gather: NodeProto, rows: str, scales: str, *, bits: int, block_size: int
+) -> NodeProto:
+    """Return a lookup of quantized rows that can take the place of a ``Gather`` of float ones.
+
+    Args:
+        rows: Name of the [rows, columns · bits / 8] uint8 values.
+        scales: Name of the [rows, columns / block_size] float32 scales.
+    """
+    return helper.make_node(
+        "GatherBlockQuantized",
+        [rows, gather.input[1], scales],
+        list(gather.output),
+        name=gather.name,
+        domain=MICROSOFT,
+        bits=bits,
+        block_size=block_size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
 
 
 def replace(model: ModelProto, node: NodeProto, by: list[NodeProto]) -> None:

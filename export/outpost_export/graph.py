@@ -4,11 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
+
+NUM_LOGITS = "num_logits_to_keep"
+"""A decoder's input: how many of a run's last tokens get logits."""
 
 _EXTERNAL_FROM_BYTES = 1024
 
@@ -42,6 +46,45 @@ def fix_head_dim(model: ModelProto, head_dim: int) -> None:
     for value in (*model.graph.input, *model.graph.output):
         if value.name.startswith(("past_key_values.", "present.")):
             value.type.tensor_type.shape.dim[3].dim_value = head_dim
+
+
+def choose_logits_at_run_time(model: ModelProto) -> bool:
+    """Let a run say of how many of its last tokens it wants the logits.
+
+    The builder's pruned head reads the last token only. A draft is verified by the
+    logits of several, and a piece of a prompt that is not its end needs none: the
+    pruning becomes a ``Slice`` that the int64 input ``num_logits_to_keep`` [1] steers.
+
+    Returns:
+        Whether there was a pruned head.
+    """
+    pruned = _find(model.graph.node, "/lm_head/prune/Gather")
+    widened = _find(model.graph.node, "/lm_head/prune/Unsqueeze")
+    if pruned is None or widened is None:
+        return False
+    hidden, kept = pruned.input[0], widened.output[0]
+    constants = {"logits_end": np.iinfo(np.int64).max, "logits_axis": 1}
+    for name, value in constants.items():
+        tensor = helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value])
+        model.graph.initializer.append(tensor)
+    nodes = [
+        helper.make_node(
+            "Shape", [hidden], ["logits_tokens"], name="logits_tokens", start=1, end=2
+        ),
+        helper.make_node(
+            "Sub", ["logits_tokens", NUM_LOGITS], ["logits_first"], name="logits_first"
+        ),
+        helper.make_node("Slice", [hidden, "logits_first", *constants], [kept], name="logits_kept"),
+    ]
+    model.graph.node.remove(pruned)
+    replace(model, widened, nodes)
+    count = helper.make_tensor_value_info(NUM_LOGITS, onnx.TensorProto.INT64, [1])
+    model.graph.input.append(count)
+    logits = next(value for value in model.graph.output if value.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_param = NUM_LOGITS
+    _forget_shape(model, kept)
+    drop_if_unused(model, pruned.input[1])
+    return True
 
 
 def tie_embedding_to_head(model: ModelProto) -> bool:
@@ -106,9 +149,12 @@ def replace(model: ModelProto, node: NodeProto, by: list[NodeProto]) -> None:
 
 
 def drop_if_unused(model: ModelProto, initializer: str) -> None:
-    """Remove a weight that no node reads any more."""
+    """Remove a weight or a constant that no node reads any more."""
     if any(initializer in node.input for node in model.graph.node):
         return
+    constant = next((node for node in model.graph.node if initializer in node.output), None)
+    if constant is not None:
+        model.graph.node.remove(constant)
     kept = [tensor for tensor in model.graph.initializer if tensor.name != initializer]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
@@ -122,6 +168,12 @@ def import_microsoft(model: ModelProto) -> None:
 
 def _find(nodes: Iterable[NodeProto], name: str) -> NodeProto | None:
     return next((node for node in nodes if node.name == name), None)
+
+
+def _forget_shape(model: ModelProto, name: str) -> None:
+    known = [value for value in model.graph.value_info if value.name != name]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
 
 
 def _strip_notes(model: ModelProto) -> None:

@@ -46,7 +46,17 @@ class UnsupportedError(OutpostError):
 
 
 class BusyError(OutpostError):
-    """There is no room now; the same request may succeed later."""
+    """There is no room now; the same request may succeed later.
+
+    Args:
+        retry_after: Seconds after which it is worth trying, or None where nobody knows.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class DeadlineError(OutpostError):

@@ -8,11 +8,17 @@ from typing import TypeVar
 from outpost_runtime.bundle import Bundle, check_runnable, verify
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import BundleError, NotFoundError, OutpostError, UnsupportedError
-from outpost_runtime.interface import EmbeddingInterface, TensorInterface, TextInterface
+from outpost_runtime.interface import (
+    AdapterInterface,
+    EmbeddingInterface,
+    TensorInterface,
+    TextInterface,
+)
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.store import Store
 from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.text.memory import TextLimits
 from outpost_runtime.text.model import TextModel
 
 _LOG = logging.getLogger(__name__)
@@ -94,12 +100,15 @@ class Models:
         return f"Models here: {', '.join(sorted(self._models)) or 'none'}."
 
 
-def open_model(bundle: Bundle, *, threads: int | None = None) -> Model:
+def open_model(
+    bundle: Bundle, *, threads: int | None = None, limits: TextLimits | None = None
+) -> Model:
     """Open a bundle.
 
     Args:
         bundle: Verified before.
         threads: Threads of one run; None takes the physical cores.
+        limits: What a text model may take; None is the defaults.
 
     Raises:
         BundleError: The bundle's files are not what they should be.
@@ -107,19 +116,25 @@ def open_model(bundle: Bundle, *, threads: int | None = None) -> Model:
     """
     check_runnable(bundle)
     try:
-        return _open(bundle, threads)
+        return _open(bundle, threads, limits or TextLimits())
     except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
         raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
 
 
-def _open(bundle: Bundle, threads: int | None) -> Model:
+def _open(bundle: Bundle, threads: int | None, limits: TextLimits) -> Model:
     interface = bundle.manifest.interface
+    if isinstance(interface, AdapterInterface):
+        raise UnsupportedError(
+            f"'{bundle.manifest.name}' is an adapter of '{interface.base_name}' "
+            "and cannot be opened alone.",
+            hint="It is opened with its base.",
+        )
 
     def open_session() -> Session:
         return OrtSession(bundle.path(interface.model), threads=threads)
 
     if isinstance(interface, TextInterface):
-        return TextModel(bundle, interface, open_session)
+        return TextModel(bundle, interface, open_session, limits)
     session = open_session()
     if (session.inputs, session.outputs) != (interface.inputs, interface.outputs):
         raise BundleError(
@@ -130,7 +145,9 @@ def _open(bundle: Bundle, threads: int | None) -> Model:
     return TensorModel(bundle, interface, session)
 
 
-def open_active(store: Store, *, threads: int | None = None) -> Models:
+def open_active(
+    store: Store, *, threads: int | None = None, limits: TextLimits | None = None
+) -> Models:
     """Verify and open every active bundle of a store; one that fails does not stop the others."""
     models: list[Model] = []
     failures: list[Failure] = []
@@ -138,7 +155,7 @@ def open_active(store: Store, *, threads: int | None = None) -> Models:
         try:
             bundle = store.bundle(store.slot(name).active)
             verify(bundle)
-            models.append(open_model(bundle, threads=threads))
+            models.append(open_model(bundle, threads=threads, limits=limits))
         except OutpostError as error:
             _LOG.error("the model %s is not served: %s", name, error)
             failures.append(Failure(name=name, error=error))

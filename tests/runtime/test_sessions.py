@@ -21,6 +21,7 @@ def session(request):
 
 def _feeds(session, tokens):
     feeds = {"input_ids": np.array([tokens]), "attention_mask": np.ones((1, len(tokens)), np.int64)}
+    feeds["num_logits_to_keep"] = np.ones(1, np.int64)
     for spec in session.inputs:
         if spec.name.startswith("past_key_values."):
             feeds[spec.name] = np.zeros((1, spec.shape[1], 0, spec.shape[3]), spec.dtype)
@@ -30,16 +31,16 @@ def _feeds(session, tokens):
 def test_a_bound_run_gives_what_a_free_run_gives(session):
     tokens = list(range(5, 45))
     free = session.run(_feeds(session, tokens))["logits"][0, 0]
-    bound = Decoder(session, slots=2, max_length=64).prefill(1, np.array(tokens), 0)
+    bound = Decoder(session, rows=2, max_length=64).prefill(1, tokens, 0)[0]
     assert bound == pytest.approx(free, abs=1e-5)
 
 
 def test_chunks_and_single_tokens_give_what_one_run_gives(session):
-    decoder = Decoder(session, slots=1, max_length=64)
+    decoder = Decoder(session, rows=1, max_length=64)
     tokens = np.arange(5, 45)
-    whole = decoder.prefill(0, tokens, 0).copy()
+    whole = decoder.prefill(0, tokens, 0)[0].copy()
     decoder.prefill(0, tokens[:17], 0)
-    chunked = decoder.prefill(0, tokens[17:], 17).copy()
+    chunked = decoder.prefill(0, tokens[17:], 17)[0].copy()
     decoder.prefill(0, tokens[:30], 0)
     for position in range(30, 40):
         single = decoder.decode([int(tokens[position])], [position])[0].copy()
@@ -48,9 +49,9 @@ def test_chunks_and_single_tokens_give_what_one_run_gives(session):
 
 
 def test_rows_of_a_batch_do_not_see_each_other(session):
-    decoder = Decoder(session, slots=2, max_length=64)
+    decoder = Decoder(session, rows=2, max_length=64)
     first, second = np.arange(5, 25), np.arange(30, 37)
-    alone = [decoder.prefill(0, tokens, 0).copy() for tokens in (first, second)]
+    alone = [decoder.prefill(0, tokens, 0)[0].copy() for tokens in (first, second)]
     decoder.prefill(0, first[:-1], 0)
     decoder.prefill(1, second[:-1], 0)
     together = decoder.decode([int(first[-1]), int(second[-1])], [19, 6])
@@ -83,7 +84,7 @@ def test_a_file_that_is_no_model_is_a_bundle_error(tmp_path):
 
 def test_a_model_that_is_no_decoder_is_refused():
     with pytest.raises(BundleError, match="not a decoder"):
-        Decoder(OrtSession(CLASSIFIER / "model.onnx"), slots=1, max_length=8)
+        Decoder(OrtSession(CLASSIFIER / "model.onnx"), rows=1, max_length=8)
 
 
 def test_a_token_that_does_not_exist_is_an_invalid_input_and_no_page_of_text():

@@ -34,6 +34,9 @@ class ToyBinding:
     def feed(self, name: str, array: Array) -> None:
         self._arrays[name] = array
 
+    def put(self, name: str, array: Array) -> None:
+        self._arrays[name] = array
+
     def run(self) -> None:
         self._session.runs += 1
         if self._session.fail_at_run == self._session.runs:
@@ -43,12 +46,18 @@ class ToyBinding:
         ids, mask = self._arrays["input_ids"], self._arrays["attention_mask"]
         memory, present = self._arrays["past_key_values.0.key"], self._arrays["present.0.key"]
         assert memory.ctypes.data == present.ctypes.data, "past and present must share memory"
+        kept = int(self._arrays["num_logits_to_keep"][0])
+        logits = self._arrays["logits"]
+        assert logits.shape == (len(ids), kept, VOCABULARY)
+        self._session.tokens += ids.size
+        self._session.shapes.append(ids.shape)
         for row, tokens in enumerate(ids):
             length = int(mask[row].sum())
             present[row, 0, length - len(tokens) : length, 0] = tokens
             stored = [int(token) for token in memory[row, 0, :length, 0]]
-            self._arrays["logits"][row, 0] = -1
-            self._arrays["logits"][row, 0, next_token(stored)] = 1
+            for place in range(kept):
+                logits[row, place] = -1
+                logits[row, place, next_token(stored[: length - kept + 1 + place])] = 1
 
 
 class ToySession:
@@ -56,16 +65,19 @@ class ToySession:
 
     def __init__(self, *, fail_at_run: int = 0, break_at_run: int = 0) -> None:
         self.runs = 0
+        self.tokens = 0
+        self.shapes: list[tuple[int, int]] = []
         self.fail_at_run = fail_at_run
         self.break_at_run = break_at_run
         memory = (None, HEADS, None, HEAD_DIM)
         self.inputs = (
             TensorSpec(name="input_ids", datatype="INT64", shape=(None, None)),
             TensorSpec(name="attention_mask", datatype="INT64", shape=(None, None)),
+            TensorSpec(name="num_logits_to_keep", datatype="INT64", shape=(1,)),
             TensorSpec(name="past_key_values.0.key", datatype="FP32", shape=memory),
         )
         self.outputs = (
-            TensorSpec(name="logits", datatype="FP32", shape=(None, 1, VOCABULARY)),
+            TensorSpec(name="logits", datatype="FP32", shape=(None, None, VOCABULARY)),
             TensorSpec(name="present.0.key", datatype="FP32", shape=memory),
         )
 
@@ -79,7 +91,7 @@ class ToySession:
         shared = {"past_key_values.0.key": memory}
         outputs = {"logits": logits, "present.0.key": memory}
         binding = ToyBinding(self, shared, outputs)
-        for name in ("input_ids", "attention_mask"):
+        for name in ("input_ids", "attention_mask", "num_logits_to_keep"):
             binding.feed(name, feeds[name])
         binding.run()
         return outputs

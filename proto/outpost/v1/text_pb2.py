@@ -24,35 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15outpost/v1/text.proto\x12\noutpost.v1\"\xcc\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.outpost.v1.ChatH\x00\x12\x34\n\nparameters\x18\x04 \x01(\x0b\x32 .outpost.v1.GenerationParameters\x12\x15\n\rreturn_tokens\x18\x05 \x01(\x08\x12 \n\x18return_log_probabilities\x18\x06 \x01(\x08\x42\x07\n\x05input\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.outpost.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xac\x02\n\x14GenerationParameters\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\tB\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"g\n\x10GenerateResponse\x12\"\n\x05piece\x18\x01 \x01(\x0b\x32\x11.outpost.v1.PieceH\x00\x12&\n\x07summary\x18\x02 \x01(\x0b\x32\x13.outpost.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"8\n\x05Piece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.outpost.v1.Token\"E\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1c\n\x0flog_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x12\n\x10_log_probability\"\x9e\x01\n\x07Summary\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.outpost.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.outpost.v1.Usage\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.outpost.v1.Timings\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"8\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\"Q\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01*\x85\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46INISH_REASON_END_OF_TEXT\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32O\n\x04Text\x12G\n\x08Generate\x12\x1b.outpost.v1.GenerateRequest\x1a\x1c.outpost.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15outpost/v1/text.proto\x12\noutpost.v1\"\xc7\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12 \n\x04\x63hat\x18\x03 \x01(\x0b\x32\x10.outpost.v1.ChatH\x00\x12\x34\n\nparameters\x18\x04 \x01(\x0b\x32 .outpost.v1.GenerationParameters\x12\x15\n\rreturn_tokens\x18\x05 \x01(\x08\x12 \n\x18return_log_probabilities\x18\x06 \x01(\x08\x12\x14\n\x0c\x61lternatives\x18\x07 \x01(\x05\x12&\n\x08priority\x18\x08 \x01(\x0e\x32\x14.outpost.v1.Priority\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12*\n\nconstraint\x18\n \x01(\x0b\x32\x16.outpost.v1.ConstraintB\x07\n\x05input\"O\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"1\n\x04\x43hat\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.outpost.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x8d\x04\n\x14GenerationParameters\x12\x1b\n\x0emax_new_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x02H\x08\x88\x01\x01\x12\x43\n\nlogit_bias\x18\x0b \x03(\x0b\x32/.outpost.v1.GenerationParameters.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x11\n\x0f_max_new_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penalty\"g\n\x10GenerateResponse\x12\"\n\x05piece\x18\x01 \x01(\x0b\x32\x11.outpost.v1.PieceH\x00\x12&\n\x07summary\x18\x02 \x01(\x0b\x32\x13.outpost.v1.SummaryH\x00\x42\x07\n\x05\x65vent\"8\n\x05Piece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12!\n\x06tokens\x18\x02 \x03(\x0b\x32\x11.outpost.v1.Token\"t\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x1c\n\x0flog_probability\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12-\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x17.outpost.v1.AlternativeB\x12\n\x10_log_probability\"2\n\x0b\x41lternative\x12\n\n\x02id\x18\x01 \x01(\r\x12\x17\n\x0flog_probability\x18\x02 \x01(\x02\"\xe5\x01\n\x07Summary\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.outpost.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.outpost.v1.Usage\x12$\n\x07timings\x18\x03 \x01(\x0b\x32\x13.outpost.v1.Timings\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12,\n\x0bspeculation\x18\x05 \x01(\x0b\x32\x17.outpost.v1.Speculation\x12\x17\n\x0fmean_batch_size\x18\x06 \x01(\x02\x42\x07\n\x05_seed\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x18\n\x10generated_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\">\n\x0bSpeculation\x12\x16\n\x0e\x64rafted_tokens\x18\x01 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x02 \x01(\r\"\x9d\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x04 \x01(\x01\x12%\n\x1dtime_per_output_token_seconds\x18\x05 \x01(\x01*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\x85\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x46INISH_REASON_END_OF_TEXT\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32O\n\x04Text\x12G\n\x08Generate\x12\x1b.outpost.v1.GenerateRequest\x1a\x1c.outpost.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outpost.v1.text_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1181
-  _globals['_FINISHREASON']._serialized_end=1314
+  _globals['_GENERATIONPARAMETERS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_GENERATIONPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_PRIORITY']._serialized_start=1943
+  _globals['_PRIORITY']._serialized_end=2025
+  _globals['_FINISHREASON']._serialized_start=2028
+  _globals['_FINISHREASON']._serialized_end=2161
   _globals['_GENERATEREQUEST']._serialized_start=38
-  _globals['_GENERATEREQUEST']._serialized_end=242
-  _globals['_CHAT']._serialized_start=244
-  _globals['_CHAT']._serialized_end=293
-  _globals['_CHATMESSAGE']._serialized_start=295
-  _globals['_CHATMESSAGE']._serialized_end=339
-  _globals['_GENERATIONPARAMETERS']._serialized_start=342
-  _globals['_GENERATIONPARAMETERS']._serialized_end=642
-  _globals['_GENERATERESPONSE']._serialized_start=644
-  _globals['_GENERATERESPONSE']._serialized_end=747
-  _globals['_PIECE']._serialized_start=749
-  _globals['_PIECE']._serialized_end=805
-  _globals['_TOKEN']._serialized_start=807
-  _globals['_TOKEN']._serialized_end=876
-  _globals['_SUMMARY']._serialized_start=879
-  _globals['_SUMMARY']._serialized_end=1037
-  _globals['_USAGE']._serialized_start=1039
-  _globals['_USAGE']._serialized_end=1095
-  _globals['_TIMINGS']._serialized_start=1097
-  _globals['_TIMINGS']._serialized_end=1178
-  _globals['_TEXT']._serialized_start=1316
-  _globals['_TEXT']._serialized_end=1395
+  _globals['_GENERATEREQUEST']._serialized_end=365
+  _globals['_CONSTRAINT']._serialized_start=367
+  _globals['_CONSTRAINT']._serialized_end=446
+  _globals['_CHAT']._serialized_start=448
+  _globals['_CHAT']._serialized_end=497
+  _globals['_CHATMESSAGE']._serialized_start=499
+  _globals['_CHATMESSAGE']._serialized_end=543
+  _globals['_GENERATIONPARAMETERS']._serialized_start=546
+  _globals['_GENERATIONPARAMETERS']._serialized_end=1071
+  _globals['_GENERATIONPARAMETERS_LOGITBIASENTRY']._serialized_start=883
+  _globals['_GENERATIONPARAMETERS_LOGITBIASENTRY']._serialized_end=931
+  _globals['_GENERATERESPONSE']._serialized_start=1073
+  _globals['_GENERATERESPONSE']._serialized_end=1176
+  _globals['_PIECE']._serialized_start=1178
+  _globals['_PIECE']._serialized_end=1234
+  _globals['_TOKEN']._serialized_start=1236
+  _globals['_TOKEN']._serialized_end=1352
+  _globals['_ALTERNATIVE']._serialized_start=1354
+  _globals['_ALTERNATIVE']._serialized_end=1404
+  _globals['_SUMMARY']._serialized_start=1407
+  _globals['_SUMMARY']._serialized_end=1636
+  _globals['_USAGE']._serialized_start=1638
+  _globals['_USAGE']._serialized_end=1717
+  _globals['_SPECULATION']._serialized_start=1719
+  _globals['_SPECULATION']._serialized_end=1781
+  _globals['_TIMINGS']._serialized_start=1784
+  _globals['_TIMINGS']._serialized_end=1941
+  _globals['_TEXT']._serialized_start=2163
+  _globals['_TEXT']._serialized_end=2242
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,8 @@ from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.store import Store
 
 if TYPE_CHECKING:
+    from outpost_runtime.text.memory import TextLimits
+
     # argparse has no public name for what add_subparsers returns.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
@@ -25,12 +27,43 @@ def add_commands(commands: "Commands") -> None:
     )
     serve.add_argument("--threads", type=int, metavar="N", help="per run (default: all cores)")
     serve.add_argument(
+        "--streams",
+        type=int,
+        default=8,
+        metavar="N",
+        help="answers that a text model makes at once, if its memory allows (%(default)s)",
+    )
+    serve.add_argument(
+        "--kv-memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="key/value memory of a text model, remembered prompts included (%(default)s)",
+    )
+    serve.add_argument(
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="requests of a text model that may wait before others are refused (%(default)s)",
+    )
+    serve.add_argument(
         "--allow-remote-unauthenticated",
         action="store_true",
         help="listen beyond this machine; anybody who reaches the port can use the models",
     )
     add_store_option(serve)
     serve.set_defaults(run=_serve)
+
+
+def _limits(parsed: argparse.Namespace) -> "TextLimits":
+    from outpost_runtime.text.memory import TextLimits  # noqa: PLC0415 - loads numpy
+
+    return TextLimits(
+        streams=parsed.streams,
+        memory_bytes=parsed.kv_memory << 20,
+        queue_limit=parsed.queue,
+    )
 
 
 def _serve(parsed: argparse.Namespace) -> int:
@@ -52,7 +85,7 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
         )
-    models = open_active(store, threads=parsed.threads)
+    models = open_active(store, threads=parsed.threads, limits=_limits(parsed))
     if not list(models):
         models.close()
         raise ConfigurationError(

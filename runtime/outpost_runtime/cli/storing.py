@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outpost_runtime.bundle import Progress, read_bundle, verify
 from outpost_runtime.client import DEFAULT_ADDRESS, Client
 from outpost_runtime.errors import OutpostError
+from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.store import DEFAULT_STORE, Store
 
 if TYPE_CHECKING:
@@ -122,11 +123,17 @@ def _check(parsed: argparse.Namespace) -> int:
     for name in parsed.models or store.names():
         bundle = store.bundle(store.slot(name).active)
         verify(bundle)
-        model = open_model(bundle)
-        try:
-            measured = golden.check(model)
-        finally:
-            model.close()
+        interface = bundle.manifest.interface
+        if isinstance(interface, AdapterInterface):
+            base = store.bundle(interface.base)
+            verify(base)
+            measured = golden.check_adapter(bundle, base)
+        else:
+            model = open_model(bundle)
+            try:
+                measured = golden.check(model)
+            finally:
+                model.close()
         figures = ", ".join(f"{key} {value:.6g}" for key, value in measured.items())
         sys.stdout.write(f"{name}: as built ({figures})\n")
     return 0

@@ -17,6 +17,7 @@ from outpost_runtime.models import Models
 from outpost_runtime.server import embeddings_service, inference_service, text_service
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import StatusInterceptor
+from outpost_runtime.text.model import TextModel
 
 MAX_REQUEST_BYTES = 32 << 20
 """Largest request: 8 million float32 values. gRPC refuses larger ones while it reads them."""
@@ -101,6 +102,8 @@ class Server:
             self._metrics.serves(
                 manifest.name, manifest.version, manifest.target, model.bundle.digest
             )
+            if isinstance(model, TextModel):
+                self._metrics.watch(manifest.name, model.engine.state)
         await self._grpc.start()
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

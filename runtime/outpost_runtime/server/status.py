@@ -115,7 +115,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             raise error
         code, text = status_of(error)
         self._metrics.count(method, code)
-        await context.abort(code, text)
+        await context.abort(code, text, _trailing_metadata(error))
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -125,6 +125,13 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     incident = secrets.token_hex(4)
     _LOG.error("incident %s", incident, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"The server made a mistake; its log has incident {incident}."
+
+
+def _trailing_metadata(error: Exception) -> tuple[tuple[str, str], ...]:
+    # gRPC's clients obey this hint by themselves when their retry policy allows it (gRFC A6).
+    if isinstance(error, BusyError) and error.retry_after is not None:
+        return (("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))),)
+    return ()
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

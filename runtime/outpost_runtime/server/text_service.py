@@ -20,6 +20,7 @@ from outpost_runtime.text.request import (
     FailEvent,
     FinishEvent,
     FinishReason,
+    Priority,
     TextRequest,
     TokenEvent,
 )
@@ -31,6 +32,7 @@ _REASONS = {
     FinishReason.STOP_STRING: text_pb2.FINISH_REASON_STOP_STRING,
     FinishReason.LENGTH: text_pb2.FINISH_REASON_LENGTH,
 }
+_PRIORITIES = {text_pb2.PRIORITY_BATCH: Priority.BATCH}
 
 
 class TextService(text_pb2_grpc.TextServicer):
@@ -59,7 +61,7 @@ class TextService(text_pb2_grpc.TextServicer):
         )
         try:
             while isinstance(event := await events.get(), TokenEvent):
-                if event.text or request.return_tokens or request.return_log_probabilities:
+                if event.text or _wants_tokens(request):
                     yield to_piece(event, request)
         finally:
             model.engine.cancel(generation)
@@ -81,24 +83,36 @@ def to_text_request(
         UnsupportedError: It is a chat and the model has no chat template.
     """
     parameters = request.parameters
+    if parameters.logit_bias and max(parameters.logit_bias) >= model.decoder.vocabulary_size:
+        raise InvalidInputError(
+            f"logit_bias names token {max(parameters.logit_bias)}; "
+            f"the model has {model.decoder.vocabulary_size} tokens."
+        )
     given = {field.name: value for field, value in parameters.ListFields()}
     changes = {name: given[name] for name in SAMPLING_PARAMETERS if name in given}
     return TextRequest(
         prompt_ids=model.prompt_ids(_prompt(request)),
-        sampling=replace(model.sampling, **changes),
+        sampling=replace(
+            model.sampling, **changes, logit_bias=tuple(parameters.logit_bias.items())
+        ),
         max_new_tokens=given.get("max_new_tokens"),
         seed=given.get("seed"),
         stop=tuple(parameters.stop),
         log_probabilities=request.return_log_probabilities,
+        alternatives=request.alternatives,
         deadline=deadline,
+        priority=_PRIORITIES.get(request.priority, Priority.INTERACTIVE),
+        adapter=request.adapter or None,
     )
 
 
 def to_piece(event: TokenEvent, request: text_pb2.GenerateRequest) -> text_pb2.GenerateResponse:
     """Turn a token into the wire's piece, with the token only if it was asked for."""
     piece = text_pb2.Piece(text=event.text)
-    if request.return_tokens or request.return_log_probabilities:
-        piece.tokens.add(id=event.token_id, log_probability=event.log_probability)
+    if _wants_tokens(request):
+        token = piece.tokens.add(id=event.token_id, log_probability=event.log_probability)
+        for other, log_probability in event.alternatives:
+            token.alternatives.add(id=other, log_probability=log_probability)
     return text_pb2.GenerateResponse(piece=piece)
 
 
@@ -107,15 +121,27 @@ def to_summary(event: FinishEvent) -> text_pb2.Summary:
     return text_pb2.Summary(
         finish_reason=_REASONS[event.reason],
         usage=text_pb2.Usage(
-            prompt_tokens=event.prompt_tokens, generated_tokens=event.generated_tokens
+            prompt_tokens=event.prompt_tokens,
+            generated_tokens=event.generated_tokens,
+            cached_tokens=event.cached_tokens,
         ),
         timings=text_pb2.Timings(
             queue_seconds=event.queue_seconds,
             prefill_seconds=event.prefill_seconds,
             decode_seconds=event.decode_seconds,
+            time_to_first_token_seconds=event.first_token_seconds,
+            time_per_output_token_seconds=event.seconds_per_token,
         ),
         seed=event.seed,
+        speculation=text_pb2.Speculation(
+            drafted_tokens=event.drafted_tokens, accepted_tokens=event.accepted_tokens
+        ),
+        mean_batch_size=event.mean_batch_size,
     )
+
+
+def _wants_tokens(request: text_pb2.GenerateRequest) -> bool:
+    return request.return_tokens or request.return_log_probabilities or request.alternatives > 0
 
 
 def _prompt(request: text_pb2.GenerateRequest) -> str | list[Message]:

@@ -15,6 +15,9 @@ class Binding(Protocol):
     def feed(self, name: str, array: Array) -> None:
         """Put one input to other memory or another shape; the rest stays bound."""
 
+    def put(self, name: str, array: Array) -> None:
+        """Let one output be written to other memory or in another shape."""
+
     def run(self) -> None:
         """Run once: read the bound inputs, write the bound outputs.
 

@@ -101,23 +101,31 @@ class OrtBinding:
     ) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._alive: dict[str, Array] = dict(outputs)
+        self._alive: dict[str, Array] = {}
         for name, array in outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self.put(name, array)
         for name, array in inputs.items():
             self.feed(name, array)
 
     def feed(self, name: str, array: Array) -> None:
         """See :class:`Binding`."""
-        if not array.flags.c_contiguous:
-            raise AssertionError(f"the memory bound to {name} must be C-contiguous")
-        self._alive[name] = array
+        self._keep(name, array)
         self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def put(self, name: str, array: Array) -> None:
+        """See :class:`Binding`."""
+        self._keep(name, array)
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         """See :class:`Binding`."""
         with _execution_errors():
             self._session.run_with_iobinding(self._binding)
+
+    def _keep(self, name: str, array: Array) -> None:
+        if not array.flags.c_contiguous:
+            raise AssertionError(f"the memory bound to {name} must be C-contiguous")
+        self._alive[name] = array
 
 
 def _spec(node: Any, path: Path) -> TensorSpec:

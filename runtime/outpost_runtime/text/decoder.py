@@ -1,165 +1,160 @@
-"""The memory of a decoder and the two kinds of runs over it: prefill and decode.
+"""A language model's runs over its key/value memory: prefill, decode, verify.
 
-Everything that a run touches is allocated once, touched once and bound by
-pointer: a freshly allocated logits buffer of a large vocabulary costs more in
-page faults than the model itself. ``past_key_values`` and ``present`` are bound
-to the same memory, so a run appends to it in place. One row of that memory is
-one slot; the first rows can run as a batch without a copy.
+Everything that a run touches is allocated once, touched once and bound by pointer:
+a freshly allocated logits buffer of a large vocabulary costs more in page faults
+than the model itself. ``past_key_values`` and ``present`` are bound to the same
+memory, so a run appends to it in place.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.errors import BundleError
 from outpost_runtime.sessions import Binding, Session
-from outpost_runtime.tensors import Array, TensorSpec
-
-PREFILL_CHUNK = 256
-"""Most tokens of a prompt that one run reads; a cancelled prompt stops between runs."""
+from outpost_runtime.tensors import TensorSpec
+from outpost_runtime.text.drafter import LONGEST_DRAFT
+from outpost_runtime.text.memory import KeyValueMemory
+from outpost_runtime.text.pace import LARGEST_CHUNK
 
 _PAST = "past_key_values."
 _PRESENT = "present."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeyValueShape:
-    """Sizes of one layer's key (or value) memory, per slot."""
-
-    heads: int
-    head_dim: int
+_NUM_LOGITS = "num_logits_to_keep"
 
 
 class Decoder:
-    """One language model's key/value memory, bound to its session.
+    """One language model's memory, bound to its session.
 
     Args:
-        session: A decoder graph with ``input_ids`` and ``attention_mask`` [batch, n]
-            int64, ``past_key_values.*`` and ``present.*``
-            [batch, heads, length, head_dim], and ``logits`` [batch, 1, vocabulary]
-            float32 of the last token only.
-        slots: Sequences that can live at once.
-        max_length: Tokens that one slot can hold.
+        session: A decoder graph with ``input_ids`` and ``attention_mask`` [batch, n] int64,
+            ``num_logits_to_keep`` [1] int64, ``past_key_values.*`` and ``present.*``
+            [batch, heads, length, head_dim], and ``logits`` [batch, kept, vocabulary] float32
+            of each row's last ``kept`` tokens.
+        rows: Sequences that can live at once.
+        max_length: Tokens that one row can hold.
+        blocks: Blocks of the prefix cache.
 
     Raises:
         BundleError: The graph is not of that kind.
     """
 
-    def __init__(self, session: Session, *, slots: int, max_length: int) -> None:
+    def __init__(self, session: Session, *, rows: int, max_length: int, blocks: int = 0) -> None:
         _check_signature(session)
-        self.slots = slots
+        self.rows = rows
         self.max_length = max_length
         self.vocabulary_size = _vocabulary_size(session)
-        # `ones` and not `empty`: writing every page now keeps page faults out of the first answers.
-        self._mask = np.ones(slots * max_length, np.int64)
-        self._ids = np.ones(max(slots, PREFILL_CHUNK), np.int64)
-        self._logits = np.ones((slots, 1, self.vocabulary_size), np.float32)
-        self._memory = {
-            spec.name: np.ones((slots, shape.heads, max_length, shape.head_dim), spec.dtype)
-            for spec, shape in _key_value_inputs(session)
-        }
+        self.memory = KeyValueMemory(
+            _key_value_inputs(session), rows=rows, row_tokens=max_length, blocks=blocks
+        )
+        # `ones` and not `empty`: it writes every page, so that no run has to.
+        self._mask = np.ones(rows * max_length, np.int64)
+        self._positions = np.arange(max_length)
+        self._ids = np.ones(max(rows, LARGEST_CHUNK + 1), np.int64)
+        self._kept = np.arange(LONGEST_DRAFT + 2)
+        self._logits = np.ones((max(rows, LONGEST_DRAFT + 1), self.vocabulary_size), np.float32)
         self._session = session
-        self._prefills = [self._bind(slot, slot + 1) for slot in range(slots)]
-        self._decodes = {1: self._prefills[0]}
+        self._bindings: dict[tuple[int, int], Binding] = {}
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all buffers together."""
-        buffers: list[Array] = [self._mask, self._ids, self._logits, *self._memory.values()]
-        return sum(buffer.nbytes for buffer in buffers)
+        buffers = (self._mask, self._positions, self._ids, self._logits)
+        return self.memory.bytes + sum(buffer.nbytes for buffer in buffers)
 
-    def prefill(self, slot: int, tokens: NDArray[np.int64], past: int) -> NDArray[np.float32]:
-        """Read a chunk of a prompt into a slot behind the ``past`` tokens that it holds.
+    def prefill(
+        self, row: int, tokens: Sequence[int], past: int, *, keep: int = 1
+    ) -> NDArray[np.float32]:
+        """Append tokens to a row behind the ``past`` that it holds.
 
         Args:
-            slot: The row of the memory.
-            tokens: [n] token ids, n at most :data:`PREFILL_CHUNK`.
-            past: Tokens of this sequence that the slot holds already.
+            tokens: At most :data:`LARGEST_CHUNK` + 1 ids.
+            keep: Of how many of the last tokens logits are wanted: 0 is cheapest, and at
+                most :data:`LONGEST_DRAFT` + 1.
 
         Returns:
-            [vocabulary] logits of the last token: a view, valid until the next run.
+            [keep, vocabulary] logits: a view, valid until the next run.
         """
-        count = len(tokens)
+        count, total = len(tokens), past + len(tokens)
         self._ids[:count] = tokens
-        binding = self._prefills[slot]
+        self._mask[:total] = 1
+        binding = self._bound(row, row + 1)
         binding.feed("input_ids", self._ids[:count].reshape(1, count))
-        binding.feed("attention_mask", self._mask[: past + count].reshape(1, past + count))
+        binding.feed("attention_mask", self._mask[:total].reshape(1, total))
+        binding.feed(_NUM_LOGITS, self._kept[keep : keep + 1])
+        logits = self._logits[:keep]
+        binding.put("logits", logits.reshape(1, keep, self.vocabulary_size))
         binding.run()
-        logits: NDArray[np.float32] = self._logits[slot, 0]
         return logits
 
-    def decode(self, tokens: list[int], lengths: list[int]) -> NDArray[np.float32]:
-        """Append one token to each of the leading slots, as one batch.
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """Append one token to each of the leading rows, as one batch.
 
         Args:
-            tokens: The token of slot 0, 1, …; at most ``slots``.
-            lengths: Tokens that each of these slots holds already.
+            tokens: The token of row 0, 1, …; at most ``rows``.
+            lengths: Tokens that each of these rows holds already.
 
         Returns:
             [len(tokens), vocabulary] logits: a view, valid until the next run.
         """
         rows, total = len(tokens), max(lengths) + 1
-        if rows not in self._decodes:
-            self._decodes[rows] = self._bind(0, rows)
-        binding = self._decodes[rows]
         self._ids[:rows] = tokens
+        mask = self._mask[: rows * total].reshape(rows, total)
+        np.less_equal(self._positions[:total], np.array(lengths)[:, None], out=mask)
+        binding = self._bound(0, rows)
         binding.feed("input_ids", self._ids[:rows].reshape(rows, 1))
-        binding.feed("attention_mask", self._padded_mask(lengths, total))
+        binding.feed("attention_mask", mask)
+        binding.feed(_NUM_LOGITS, self._kept[1:2])
+        logits = self._logits[:rows]
+        binding.put("logits", logits.reshape(rows, 1, self.vocabulary_size))
         binding.run()
-        return self._logits[:rows, 0]
+        return logits
 
     def close(self) -> None:
         """Drop the bindings and the memory; the session stays the caller's."""
-        self._prefills.clear()
-        self._decodes.clear()
-        self._memory.clear()
+        self._bindings.clear()
+        self.memory.close()
 
-    def _bind(self, first: int, last: int) -> Binding:
-        rows = slice(first, last)
-        past: dict[str, Array] = {name: memory[rows] for name, memory in self._memory.items()}
-        present = {_PRESENT + name.removeprefix(_PAST): array for name, array in past.items()}
-        return self._session.bind(past, present | {"logits": self._logits[rows]})
-
-    def _padded_mask(self, lengths: list[int], total: int) -> NDArray[np.int64]:
-        rows = len(lengths)
-        mask = self._mask[: rows * total].reshape(rows, total)
-        if rows == 1:
-            return mask  # the whole buffer holds ones between batches
-        mask = np.zeros((rows, total), np.int64)
-        for row, length in enumerate(lengths):
-            mask[row, : length + 1] = 1
-        return mask
+    def _bound(self, first: int, last: int) -> Binding:
+        binding = self._bindings.get((first, last))
+        if binding is None:
+            past = self.memory.rows(first, last)
+            present = {_PRESENT + name.removeprefix(_PAST): a for name, a in past.items()}
+            binding = self._bindings[first, last] = self._session.bind(past, present)
+        return binding
 
 
 def key_value_bytes_per_token(session: Session) -> int:
-    """Bytes of key/value memory that one token of one sequence takes."""
+    """Bytes of key/value memory that one token of one sequence takes.
+
+    Raises:
+        BundleError: The graph does not say how large its heads are.
+    """
     return sum(
-        shape.heads * shape.head_dim * spec.dtype.itemsize
-        for spec, shape in _key_value_inputs(session)
+        heads * size * spec.dtype.itemsize
+        for spec in _key_value_inputs(session)
+        for _, heads, _, size in [spec.shape]
+        if heads and size
     )
 
 
-def _key_value_inputs(session: Session) -> list[tuple[TensorSpec, KeyValueShape]]:
-    found = []
-    for spec in session.inputs:
-        if not spec.name.startswith(_PAST):
-            continue
-        _, heads, _, head_dim = spec.shape
-        if heads is None or head_dim is None:
+def _key_value_inputs(session: Session) -> list[TensorSpec]:
+    specs = [spec for spec in session.inputs if spec.name.startswith(_PAST)]
+    for spec in specs:
+        if len(spec.shape) != 4 or spec.shape[1] is None or spec.shape[3] is None:  # noqa: PLR2004
             raise BundleError(f"The model's input {spec} has no fixed heads and head size.")
-        shape = KeyValueShape(heads=heads, head_dim=head_dim)
-        found.append((spec, shape))
-    return found
+    return specs
 
 
 def _check_signature(session: Session) -> None:
     inputs = {spec.name for spec in session.inputs}
-    plain = {name for name in inputs if not name.startswith(_PAST)}
-    if plain != {"input_ids", "attention_mask"} or len(inputs) == len(plain):
+    plain = sorted(name for name in inputs if not name.startswith(_PAST))
+    if plain != ["attention_mask", "input_ids", _NUM_LOGITS] or len(inputs) == len(plain):
         raise BundleError(
             "The model is not a decoder that this runtime knows: it needs the inputs input_ids, "
-            f"attention_mask and past_key_values.*, and has {', '.join(sorted(inputs))}."
+            f"attention_mask, {_NUM_LOGITS} and past_key_values.*, "
+            f"and has {', '.join(plain) or 'only past_key_values.*'}.",
+            hint="Build the bundle again.",
         )
 
 

@@ -1,43 +1,51 @@
-"""The text engine: one thread that owns a decoder and gives every request its tokens.
+"""The text engine: one thread that gives every request its tokens.
 
 Others reach it by messages only: :meth:`TextEngine.submit` and
-:meth:`TextEngine.cancel` put something into one queue; what comes out goes to the
-request's sink, called on the engine's thread, which must not block.
+:meth:`TextEngine.cancel`; what comes out goes to the request's sink, called on the
+engine's thread, which must not block. One turn of the thread is: the next token of
+everybody who decodes, as one batch, and then a piece of one prompt.
+
+What fails, fails alone: a batch that cannot run is run one by one, and only those
+end that fail again; a fault in one answer ends that answer; a fault in the engine
+itself ends what it was doing, and it begins afresh.
 """
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.errors import (
+    BusyError,
     DeadlineError,
     ExecutionError,
     InvalidInputError,
     OutpostError,
     UnavailableError,
 )
-from outpost_runtime.text import sampler
-from outpost_runtime.text.assembler import Decode, TextAssembler
-from outpost_runtime.text.decoder import PREFILL_CHUNK, Decoder
+from outpost_runtime.text.answer import Answer, acceptable
+from outpost_runtime.text.assembler import Decode
+from outpost_runtime.text.decoder import Decoder
+from outpost_runtime.text.drafter import LONGEST_DRAFT, Drafter
+from outpost_runtime.text.prefix_cache import Root
 from outpost_runtime.text.request import (
     Event,
     FailEvent,
     FinishEvent,
-    FinishReason,
     TextRequest,
-    TokenEvent,
 )
-from outpost_runtime.text.scheduler import Prefill, Scheduler, Sequence, Step
+from outpost_runtime.text.runner import Runner
+from outpost_runtime.text.scheduler import PATIENCE_SECONDS, Scheduler, Sequence, Step
 
 QUEUE_LIMIT = 64
 
 _LOG = logging.getLogger(__name__)
+_SHORTEST_RETRY_SECONDS = 0.5
+_WEIGHT = 0.2
 
 Sink = Callable[[Event], object]
 
@@ -48,24 +56,45 @@ class Generation:
 
     sequence: Sequence
     sink: Sink
-    assembler: TextAssembler
-    limit: int
-    seed: int | None
-    random: random.Random
-    seen: set[int]
-    submitted: float
+    answer: Answer
+    drafter: Drafter | None
     started: float | None = None
     first_token: float | None = None
+    cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineState:
+    """What an engine is doing, for metrics.
+
+    Attributes:
+        key_value_use: Share of the rows' tokens that hold something, 0 to 1.
+        cache_use: The same of the prefix cache's blocks.
+    """
+
+    live: int
+    waiting: int
+    key_value_use: float
+    cache_use: float
 
 
 class TextEngine:
-    """Generates text, one request after another, token by token.
+    """Generates text for many requests at once.
 
     Args:
         decoder: Memory and runs; the engine's thread owns it from now on.
         decode_text: Token ids to text, special tokens left out.
         end_tokens: Ids that end an answer.
+        bundle: Digest of the bundle, which keeps its prefixes from all others.
         queue_limit: Requests that may wait before others are refused.
+        patience: Seconds after which a waiting batch request counts as interactive.
+        speculate: Guess tokens that the text repeats while a sequence decodes alone. Guesses
+            are verified; but a run of several tokens rounds differently from a run of
+            one, which only float32 graphs do not amplify, so this is for those.
     """
 
     def __init__(
@@ -74,13 +103,21 @@ class TextEngine:
         *,
         decode_text: Decode,
         end_tokens: frozenset[int],
+        bundle: str = "",
         queue_limit: int = QUEUE_LIMIT,
+        patience: float = PATIENCE_SECONDS,
+        speculate: bool = False,
     ) -> None:
-        self._decoder = decoder
+        self._runner = Runner(decoder)
         self._decode_text = decode_text
         self._end_tokens = end_tokens
-        self._scheduler = Scheduler(queue_limit=queue_limit, chunk=PREFILL_CHUNK)
+        self._bundle = bundle
+        self._speculate = speculate
+        self._queue_limit = queue_limit
+        self._patience = patience
+        self._scheduler = self._new_scheduler()
         self._generations: dict[Sequence, Generation] = {}
+        self._answer_seconds = 1.0
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="text-engine", daemon=True)
@@ -96,14 +133,17 @@ class TextEngine:
 
         Raises:
             InvalidInputError: The prompt is empty or does not fit into the context.
-            BusyError: Too many requests are waiting.
+            BusyError: Too many requests are waiting; it says when to try again.
             UnavailableError: The engine is closed.
         """
         generation = self._generation(request, sink)
         with self._changed:
             if self._closing:
                 raise UnavailableError("The model is being closed.", hint="Try again in a moment.")
-            self._scheduler.submit(generation.sequence)
+            try:
+                self._scheduler.submit(generation.sequence)
+            except BusyError as error:
+                raise self._busy(error) from None
             self._generations[generation.sequence] = generation
             self._changed.notify()
         return generation
@@ -113,109 +153,190 @@ class TextEngine:
         with self._changed:
             self._forget(generation)
 
+    def state(self) -> EngineState:
+        """Return what the engine is doing."""
+        runner, cache = self._runner, self._runner.cache
+        with self._changed:
+            stored = sum(sequence.stored for sequence in self._generations)
+            return EngineState(
+                live=self._scheduler.live,
+                waiting=self._scheduler.waiting,
+                key_value_use=stored / (runner.rows * runner.max_length),
+                cache_use=len(cache) / cache.capacity if cache.capacity else 0.0,
+            )
+
     def close(self) -> None:
         """Fail what waits or runs, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-        self._decoder.close()
+        self._runner.close()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            rows=self._runner.rows, queue_limit=self._queue_limit, patience=self._patience
+        )
 
     def _generation(self, request: TextRequest, sink: Sink) -> Generation:
-        room = self._decoder.max_length - len(request.prompt_ids)
+        room = self._runner.max_length - len(request.prompt_ids)
         if not request.prompt_ids:
             raise InvalidInputError("The prompt is empty.")
         if room < 1:
             raise InvalidInputError(
                 f"The prompt has {len(request.prompt_ids)} tokens; with room for an answer, "
-                f"the model's context holds {self._decoder.max_length - 1}.",
+                f"the model's context holds {self._runner.max_length - 1}.",
                 hint="Shorten the prompt.",
             )
-        greedy = request.sampling.temperature == 0
-        seed = None if greedy else _seed(request.seed)
         return Generation(
-            sequence=Sequence(request=request),
+            sequence=Sequence(
+                request=request, since=time.monotonic(), root=Root(bundle=self._bundle)
+            ),
             sink=sink,
-            assembler=TextAssembler(self._decode_text, request.prompt_ids, request.stop),
-            limit=min(request.max_new_tokens or room, room),
-            seed=seed,
-            random=random.Random(seed),  # noqa: S311 - for sampling, not for secrets
-            seen=set(request.prompt_ids),
-            submitted=time.monotonic(),
+            answer=Answer(
+                request,
+                decode_text=self._decode_text,
+                end_tokens=self._end_tokens,
+                limit=min(request.max_new_tokens or room, room),
+            ),
+            drafter=Drafter() if self._speculate else None,
         )
 
+    def _busy(self, error: BusyError) -> BusyError:
+        seconds = self._answer_seconds * (1 + self._scheduler.waiting / self._runner.rows)
+        seconds = max(_SHORTEST_RETRY_SECONDS, round(seconds, 1))
+        return BusyError(error.message, hint=f"Try again in {seconds:g} s.", retry_after=seconds)
+
     def _work(self) -> None:
-        while (step := self._next_step()) is not None:
-            generation = self._generations.get(step.sequence)
-            if generation is None:
-                continue
+        while not self._closing:
             try:
-                self._run(step, generation)
-            except OutpostError as error:
-                self._end(generation, FailEvent(error=error))
-            except Exception:  # noqa: BLE001 - a fault of ours ends one answer, not the engine
-                _LOG.exception("the text engine failed inside a step")
-                failure = ExecutionError("The model failed while it made this answer.")
-                self._end(generation, FailEvent(error=failure))
-        self._fail_all()
+                step = self._next_step()
+                if step is not None:
+                    self._take(step)
+            except Exception:  # noqa: BLE001 - a fault of ours must not leave clients hanging
+                _LOG.exception("the text engine failed; it begins afresh")
+                self._restart()
+        self._fail_all(UnavailableError("The model was closed before the answer was complete."))
 
     def _next_step(self) -> Step | None:
         with self._changed:
             while self._scheduler.idle and not self._closing:
                 self._changed.wait()
-            return None if self._closing else self._scheduler.plan()
+            now = time.monotonic()
+            expired = [g for g in self._generations.values() if _expired(g, now)]
+        for generation in expired:
+            error = DeadlineError("The deadline passed before the answer was complete.")
+            self._end(generation, FailEvent(error=error))
+        with self._changed:
+            return None if self._closing else self._scheduler.plan(now)
 
-    def _run(self, step: Step, generation: Generation) -> None:
-        now = time.monotonic()
-        deadline = step.sequence.request.deadline
-        if deadline is not None and now > deadline:
-            raise DeadlineError("The deadline passed before the answer was complete.")
-        generation.started = generation.started or now
-        sequence = step.sequence
-        if isinstance(step, Prefill):
-            ids = np.array(sequence.token_ids[sequence.stored :][: step.count], np.int64)
-            logits = self._decoder.prefill(step.slot, ids, sequence.stored)
-            sequence.stored += step.count
-            if not step.last:
-                return
+    def _take(self, step: Step) -> None:
+        self._runner.move(step.moves)
+        if len(step.decode) == 1:
+            self._guarded(step.decode[0], self._decode_alone)
+        elif step.decode:
+            self._decode_together(step.decode)
+        if step.read:
+            self._guarded(step.read, self._read, bool(step.decode))
+
+    def _decode_together(self, sequences: tuple[Sequence, ...]) -> None:
+        try:
+            logits = self._runner.decode(sequences)
+        except Exception as error:  # noqa: BLE001 - it comes again for those whom it concerns
+            _LOG.warning("a batch of %d failed and is run one by one: %s", len(sequences), error)
+            for sequence in sequences:
+                self._guarded(sequence, self._decode_in_its_row)
+            return
+        for sequence, row in zip(sequences, logits, strict=True):
+            self._guarded(sequence, self._emit, row, len(sequences))
+
+    def _decode_in_its_row(self, generation: Generation) -> None:
+        self._emit(generation, self._runner.decode_in_its_row(generation.sequence), 1)
+
+    def _decode_alone(self, generation: Generation) -> None:
+        draft = self._draft(generation)
+        if draft:
+            self._verify(generation, draft)
         else:
-            logits = self._decoder.decode([sequence.token_ids[-1]], [sequence.stored])[0]
-            sequence.stored += 1
-        self._emit(generation, logits)
+            self._emit(generation, self._runner.decode([generation.sequence])[0], 1)
 
-    def _emit(self, generation: Generation, logits: NDArray[np.float32]) -> None:
-        request, sequence = generation.sequence.request, generation.sequence
-        token = sampler.choose(
-            logits, request.sampling, generation.seen, generation.random.random()
-        )
+    def _draft(self, generation: Generation) -> list[int]:
+        if generation.drafter is None:
+            return []
+        sequence = generation.sequence
+        beyond = self._runner.max_length - len(sequence.token_ids)
+        room = min(LONGEST_DRAFT, generation.answer.room - 1, beyond)
+        draft = generation.drafter.propose(sequence.token_ids, room)
+        return acceptable(sequence.request, draft)
+
+    def _verify(self, generation: Generation, draft: list[int]) -> None:
+        sequence, drafter = generation.sequence, generation.drafter
+        assert drafter is not None  # noqa: S101 - it made the draft
+        logits = self._runner.verify(sequence, draft)
+        accepted = 0
+        for guess, row in zip([*draft, None], logits, strict=True):
+            self._emit(generation, row, 1)
+            if generation.ended or sequence.token_ids[-1] != guess:
+                break
+            accepted += 1
+        self._runner.accept(sequence, accepted)
+        drafter.judge(len(draft), accepted, len(sequence.token_ids))
+        generation.drafted += len(draft)
+        generation.accepted += accepted
+
+    def _read(self, generation: Generation, beside: bool) -> None:  # noqa: FBT001 - by _guarded
+        sequence = generation.sequence
+        generation.started = generation.started or time.monotonic()
+        known = self._runner.restore(sequence)
+        generation.cached += 0 if sequence.generated else known
+        logits = self._runner.read(sequence, beside=beside)
+        if logits is not None:
+            self._emit(generation, logits, 1)
+
+    def _guarded(self, sequence: Sequence, act: Callable[..., None], *more: object) -> None:
+        """Do something for one request; if it fails, only that request ends."""
+        generation = self._generations.get(sequence)
+        if generation is None:
+            return  # cancelled since the step was planned
+        try:
+            act(generation, *more)
+        except OutpostError as error:
+            self._end(generation, FailEvent(error=error))
+        except Exception:  # noqa: BLE001 - a fault of ours ends one answer, not the engine
+            _LOG.exception("the text engine failed on one answer")
+            self._end(generation, FailEvent(error=_failure()))
+
+    def _emit(self, generation: Generation, logits: NDArray[np.float32], batch: int) -> None:
+        event = generation.answer.take(logits)
         now = time.monotonic()
         generation.first_token = generation.first_token or now
-        if token in self._end_tokens:
-            self._finish(generation, FinishReason.END_OF_TEXT, now)
-            return
-        sequence.token_ids.append(token)
-        generation.seen.add(token)
-        text = generation.assembler.add(token)
-        probability = sampler.log_probability(logits, token) if request.log_probabilities else None
-        self._send(generation, TokenEvent(text=text, token_id=token, log_probability=probability))
-        if generation.assembler.stopped:
-            self._finish(generation, FinishReason.STOP_STRING, now)
-        elif sequence.generated >= generation.limit:
-            self._finish(generation, FinishReason.LENGTH, now)
+        generation.batch_sizes.append(batch)
+        if event is not None:
+            generation.sequence.token_ids.append(event.token_id)
+            self._send(generation, event)
+        if generation.answer.reason is not None:
+            self._finish(generation, now)
 
-    def _finish(self, generation: Generation, reason: FinishReason, now: float) -> None:
-        assert generation.started is not None  # noqa: S101 - set before the first run
-        assert generation.first_token is not None  # noqa: S101 - set before the first token
-        finished = generation.assembler.stopped
+    def _finish(self, generation: Generation, now: float) -> None:
+        answer, sequence = generation.answer, generation.sequence
+        started, first = generation.started, generation.first_token
+        assert started is not None and first is not None  # noqa: PT018, S101 - set before this
+        self._answer_seconds += _WEIGHT * (now - started - self._answer_seconds)
+        text = answer.finish()
+        assert answer.reason is not None  # noqa: S101 - why we are here
         event = FinishEvent(
-            text="" if finished else generation.assembler.finish(),
-            reason=reason,
-            prompt_tokens=len(generation.sequence.request.prompt_ids),
-            generated_tokens=generation.sequence.generated,
-            seed=generation.seed,
-            queue_seconds=generation.started - generation.submitted,
-            prefill_seconds=generation.first_token - generation.started,
-            decode_seconds=now - generation.first_token,
+            text=text,
+            reason=answer.reason,
+            prompt_tokens=len(sequence.request.prompt_ids),
+            cached_tokens=generation.cached,
+            generated_tokens=sequence.generated,
+            drafted_tokens=generation.drafted,
+            accepted_tokens=generation.accepted,
+            mean_batch_size=float(np.mean(generation.batch_sizes)),
+            seed=answer.seed,
+            queue_seconds=started - sequence.since,
+            prefill_seconds=first - started,
+            decode_seconds=now - first,
         )
         self._end(generation, event)
 
@@ -235,14 +356,25 @@ class TextEngine:
             self.cancel(generation)
 
     def _forget(self, generation: Generation) -> None:
+        generation.ended = True
         self._scheduler.remove(generation.sequence)
         self._generations.pop(generation.sequence, None)
 
-    def _fail_all(self) -> None:
-        error = UnavailableError("The model was closed before the answer was complete.")
+    def _fail_all(self, error: OutpostError) -> None:
         for generation in list(self._generations.values()):
             self._end(generation, FailEvent(error=error))
 
+    def _restart(self) -> None:
+        self._fail_all(_failure())
+        with self._changed:
+            self._scheduler = self._new_scheduler()
+        self._runner.reset()
 
-def _seed(requested: int | None) -> int:
-    return random.SystemRandom().getrandbits(63) if requested is None else requested
+
+def _failure() -> ExecutionError:
+    return ExecutionError("The model failed while it made this answer.")
+
+
+def _expired(generation: Generation, now: float) -> bool:
+    deadline = generation.sequence.request.deadline
+    return deadline is not None and now > deadline

@@ -7,10 +7,14 @@ from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedEr
 from outpost_runtime.interface import TextInterface
 from outpost_runtime.sessions import Session
 from outpost_runtime.text.chat import ChatTemplate, Message
-from outpost_runtime.text.decoder import Decoder
+from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.engine import TextEngine
+from outpost_runtime.text.memory import TextLimits, plan_memory
 from outpost_runtime.text.request import Sampling
 from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
+
+_EXACT_TARGETS = ("cpu-fp32",)
+"""Targets for which a run of several tokens gives the tokens that single runs give."""
 
 
 class TextModel:
@@ -19,13 +23,19 @@ class TextModel:
     Args:
         bundle: Its interface is a :class:`TextInterface`.
         open_session: Opens the bundle's model; called once.
+        limits: What it may take of this machine.
 
     Raises:
         BundleError: A file of the bundle is not what it should be.
+        ConfigurationError: The limits leave no room for one sequence.
     """
 
     def __init__(
-        self, bundle: Bundle, interface: TextInterface, open_session: Callable[[], Session]
+        self,
+        bundle: Bundle,
+        interface: TextInterface,
+        open_session: Callable[[], Session],
+        limits: TextLimits,
     ) -> None:
         self.bundle = bundle
         self.interface = interface
@@ -33,11 +43,21 @@ class TextModel:
         self._template = _template(bundle, interface)
         self.sampling = _default_sampling(bundle, interface)
         self._session = open_session()
-        self.decoder = Decoder(self._session, slots=1, max_length=interface.context_length)
+        plan = plan_memory(
+            limits,
+            bytes_per_token=key_value_bytes_per_token(self._session),
+            row_tokens=interface.context_length,
+        )
+        self.decoder = Decoder(
+            self._session, rows=plan.rows, max_length=interface.context_length, blocks=plan.blocks
+        )
         self.engine = TextEngine(
             self.decoder,
             decode_text=self.tokenizer.decode,
             end_tokens=frozenset(interface.end_tokens),
+            bundle=bundle.digest,
+            queue_limit=limits.queue_limit,
+            speculate=bundle.manifest.target in _EXACT_TARGETS,
         )
 
     def prompt_ids(self, prompt: str | Sequence[Message]) -> tuple[int, ...]:

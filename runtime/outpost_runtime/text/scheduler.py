@@ -1,15 +1,27 @@
 """What the text engine runs next. Pure: no clock, no thread, no tensor.
 
-Requests wait in one queue and live, one after another, in the decoder's slot:
-first their prompt is read chunk by chunk, then one token is made per run.
-Between any two runs a request can be dropped.
+Requests wait in a queue until a row of key/value memory is theirs. Then their
+prompt is read, one chunk beside every token of the others, and then they decode,
+all as one batch. Rules:
+
+1. Rows 0 to n - 1 are the n sequences that decode: the batch is the leading rows.
+   When one of them leaves, the last one moves into its row.
+2. At most one sequence is being read, in a row behind those.
+3. Who waits is taken by priority, then by age. After ``patience`` seconds of waiting a
+   batch request counts as interactive, for good, so that nobody waits for ever.
+4. Interactive work does not wait for batch work: the reading of a batch prompt is
+   interrupted, and the youngest batch sequence gives up its row. Both go back to the
+   front of the queue, and find what they have computed in the prefix cache.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 
 from outpost_runtime.errors import BusyError
-from outpost_runtime.text.request import TextRequest
+from outpost_runtime.text.prefix_cache import Root
+from outpost_runtime.text.request import Priority, TextRequest
+
+PATIENCE_SECONDS = 30.0
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -17,91 +29,184 @@ class Sequence:
     """A request and how far it has come.
 
     Attributes:
+        since: When it was submitted.
+        priority: The request's, until it has waited too long.
         token_ids: Prompt and answer so far.
-        stored: Leading tokens of ``token_ids`` whose keys and values the slot holds.
+        stored: Leading tokens of ``token_ids`` whose keys and values its row holds.
+        row: Its row, while it has one.
+        root: What computes it: its prefixes are found by no other.
+        adapter: Index of its adapter among those that are loaded; 0 is none.
     """
 
     request: TextRequest
+    since: float = 0.0
+    root: Root = field(default_factory=Root)
+    adapter: int = 0
     token_ids: list[int] = field(init=False)
+    priority: Priority = field(init=False)
     stored: int = 0
+    row: int | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)
+        self.priority = self.request.priority
 
     @property
     def generated(self) -> int:
         """Tokens of the answer so far."""
         return len(self.token_ids) - len(self.request.prompt_ids)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prefill:
-    """Read the next ``count`` tokens of a prompt; ``last`` when they are the last of it."""
-
-    sequence: Sequence
-    slot: int
-    count: int
-    last: bool
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has still to see; 1 while it decodes."""
+        return len(self.token_ids) - self.stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decode:
-    """Append the newest token of a sequence and get the next."""
+class Move:
+    """Copy the first ``tokens`` of a row over another."""
 
-    sequence: Sequence
-    slot: int
+    source: int
+    target: int
+    tokens: int
 
 
-Step = Prefill | Decode
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One turn of the engine: the moves, then a batch of tokens, then a piece of a prompt.
+
+    Attributes:
+        decode: The sequences of rows 0, 1, …
+        read: The sequence whose prompt is read on.
+    """
+
+    moves: tuple[Move, ...]
+    decode: tuple[Sequence, ...]
+    read: Sequence | None
 
 
 class Scheduler:
-    """The queue and the slot.
+    """The queue and the rows.
 
     Args:
+        rows: Sequences that can live at once.
         queue_limit: Requests that may wait.
-        chunk: Most prompt tokens per run.
+        patience: Seconds after which a batch request counts as interactive.
     """
 
-    def __init__(self, *, queue_limit: int, chunk: int) -> None:
+    def __init__(self, *, rows: int, queue_limit: int, patience: float = PATIENCE_SECONDS) -> None:
+        self._rows = rows
         self._queue_limit = queue_limit
-        self._chunk = chunk
+        self._patience = patience
         self._waiting: deque[Sequence] = deque()
-        self._live: Sequence | None = None
+        self._reading: Sequence | None = None
+        self._decoding: list[Sequence | None] = []  # None: has just left
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run."""
-        return self._live is None and not self._waiting
+        return not self._waiting and self._reading is None and not any(self._decoding)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return len(self._waiting)
+
+    @property
+    def live(self) -> int:
+        """Requests with a row."""
+        return sum(sequence is not None for sequence in (*self._decoding, self._reading))
 
     def submit(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue.
+        """Put a sequence into the queue.
 
         Raises:
             BusyError: The queue is full.
         """
         if len(self._waiting) >= self._queue_limit:
-            raise BusyError(
-                f"{len(self._waiting)} requests are waiting already.",
-                hint="Try again in a few seconds.",
-            )
+            raise BusyError(f"{len(self._waiting)} requests are waiting already.")
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is; one that is gone already stays gone."""
-        if self._live is sequence:
-            self._live = None
+        if self._reading is sequence:
+            self._reading = None
+        elif sequence in self._decoding:
+            self._decoding[self._decoding.index(sequence)] = None
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
-    def plan(self) -> Step | None:
-        """Return what to run now, or None when there is nothing."""
-        if self._live is None and self._waiting:
-            self._live = self._waiting.popleft()
-        if self._live is None:
-            return None
-        unread = len(self._live.request.prompt_ids) - self._live.stored
-        if unread > 0:
-            count = min(unread, self._chunk)
-            return Prefill(sequence=self._live, slot=0, count=count, last=count == unread)
-        return Decode(sequence=self._live, slot=0)
+    def plan(self, now: float) -> Step:
+        """Decide the next turn; row numbers hold from then to the next plan."""
+        self._age(now)
+        moves = self._close_gaps()
+        moves += self._join()
+        moves += self._make_way()
+        if self._reading is None and len(self._decoding) < self._rows:
+            self._admit()
+        decode = tuple(sequence for sequence in self._decoding if sequence)
+        return Step(moves=tuple(moves), decode=decode, read=self._reading)
+
+    def _age(self, now: float) -> None:
+        for sequence in self._waiting:
+            if now - sequence.since > self._patience:
+                sequence.priority = Priority.INTERACTIVE
+
+    def _close_gaps(self) -> list[Move]:
+        moves = []
+        while None in self._decoding:
+            last = self._decoding.pop()
+            if last is None:
+                continue
+            gap = self._decoding.index(None)
+            moves.append(_move(last, gap))
+            self._decoding[gap] = last
+        return moves
+
+    def _join(self) -> list[Move]:
+        """Let a sequence that has been read to its end decode with the others."""
+        sequence = self._reading
+        if sequence is None or not sequence.generated or sequence.unread > 1:
+            return []
+        self._reading = None
+        row = len(self._decoding)
+        moves = [] if sequence.row == row else [_move(sequence, row)]
+        self._decoding.append(sequence)
+        return moves
+
+    def _make_way(self) -> list[Move]:
+        """Interrupt batch work for the first of the waiting, if that is interactive."""
+        best = self._best()
+        if best is None or best.priority is not Priority.INTERACTIVE:
+            return []
+        if self._reading and self._reading.priority is Priority.BATCH:
+            self._send_back(self._reading)
+            self._reading = None
+        if self._reading is None and len(self._decoding) == self._rows:
+            batch = [s for s in self._decoding if s and s.priority is Priority.BATCH]
+            if batch:
+                youngest = max(batch, key=lambda sequence: sequence.since)
+                self._decoding[self._decoding.index(youngest)] = None
+                self._send_back(youngest)
+        return self._close_gaps()
+
+    def _admit(self) -> None:
+        best = self._best()
+        if best is not None:
+            self._waiting.remove(best)
+            best.row = len(self._decoding)
+            self._reading = best
+
+    def _best(self) -> Sequence | None:
+        return min(self._waiting, key=lambda s: (s.priority, s.since), default=None)
+
+    def _send_back(self, sequence: Sequence) -> None:
+        sequence.row, sequence.stored = None, 0
+        self._waiting.appendleft(sequence)
+
+
+def _move(sequence: Sequence, row: int) -> Move:
+    assert sequence.row is not None  # noqa: S101 - it lives
+    move = Move(source=sequence.row, target=row, tokens=sequence.stored)
+    sequence.row = row
+    return move

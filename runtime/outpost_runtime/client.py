@@ -6,9 +6,17 @@ from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc, text_pb2, text_pb2_grpc
+from outpost.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    embeddings_pb2,
+    embeddings_pb2_grpc,
+    text_pb2,
+    text_pb2_grpc,
+)
 
 from outpost_runtime.errors import (
+    BundleError,
     BusyError,
     DeadlineError,
     ExecutionError,
@@ -30,6 +38,7 @@ _ERRORS: dict[grpc.StatusCode, type[OutpostError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.FAILED_PRECONDITION: BundleError,
 }
 
 
@@ -46,6 +55,7 @@ class Client:
         self._channel = grpc.insecure_channel(address, options)
         self._text = text_pb2_grpc.TextStub(self._channel)
         self._embeddings = embeddings_pb2_grpc.EmbeddingsStub(self._channel)
+        self._adapters = adapters_pb2_grpc.AdaptersStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -91,6 +101,33 @@ class Client:
         with self._errors():
             response = self._embeddings.Embed(request)
         return [list(embedding.values) for embedding in response.embeddings]
+
+    def adapters(self) -> list[adapters_pb2.Adapter]:
+        """Return the loaded adapters of all models.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        with self._errors():
+            return list(self._adapters.List(adapters_pb2.ListAdaptersRequest()).adapters)
+
+    def load_adapter(self, name: str) -> adapters_pb2.Adapter:
+        """Load the adapter that is active in the server's store under a name.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        with self._errors():
+            return self._adapters.Load(adapters_pb2.LoadAdapterRequest(name=name))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter; returns when its running answers have ended.
+
+        Raises:
+            OutpostError: What the server said.
+        """
+        with self._errors():
+            self._adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=name))
 
     def is_serving(self) -> bool:
         """Whether a server answers and is healthy."""

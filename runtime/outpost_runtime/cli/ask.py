@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,14 @@ _NUMBERS = {
     "top_k": int,
     "min_p": float,
     "repetition_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
     "seed": int,
+}
+_CONSTRAINTS = {
+    "json_schema": "a JSON schema",
+    "regex": "a regular expression",
+    "grammar": "a grammar in llguidance's dialect of Lark",
 }
 
 
@@ -39,6 +47,12 @@ def add_commands(commands: "Commands") -> None:
     generate.add_argument("--raw", action="store_true", help="send the prompt without a template")
     generate.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT", help="may repeat")
+    generate.add_argument("--adapter", metavar="NAME", help="an adapter loaded for the model")
+    generate.add_argument("--batch", action="store_true", help="let interactive requests go first")
+    forms = generate.add_mutually_exclusive_group()
+    for name, text in _CONSTRAINTS.items():
+        option = f"--{name.replace('_', '-')}"
+        forms.add_argument(option, metavar="TEXT", help=f"{text} for the answer, or @FILE")
     for name, kind in _NUMBERS.items():
         generate.add_argument(
             f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper()
@@ -76,15 +90,38 @@ def _request(parsed: argparse.Namespace) -> text_pb2.GenerateRequest:
             if getattr(parsed, name) is not None:
                 setattr(request.parameters, name, getattr(parsed, name))
         request.parameters.stop.extend(parsed.stop)
-        if parsed.raw:
-            request.prompt = parsed.prompt
-        else:
-            if parsed.system:
-                request.chat.messages.add(role="system", content=parsed.system)
-            request.chat.messages.add(role="user", content=parsed.prompt)
+        request.adapter = parsed.adapter or ""
+        if parsed.batch:
+            request.priority = text_pb2.PRIORITY_BATCH
+        _set_input(request, parsed)
+        _set_constraint(request, parsed)
     except (ValueError, UnicodeError) as error:
         raise InvalidInputError(f"An argument cannot be sent: {error}.") from error
     return request
+
+
+def _set_input(request: text_pb2.GenerateRequest, parsed: argparse.Namespace) -> None:
+    if parsed.raw:
+        request.prompt = parsed.prompt
+        return
+    if parsed.system:
+        request.chat.messages.add(role="system", content=parsed.system)
+    request.chat.messages.add(role="user", content=parsed.prompt)
+
+
+def _set_constraint(request: text_pb2.GenerateRequest, parsed: argparse.Namespace) -> None:
+    for name in _CONSTRAINTS:
+        if getattr(parsed, name) is not None:
+            setattr(request.constraint, name, _text_or_file(getattr(parsed, name)))
+
+
+def _text_or_file(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise InvalidInputError(f"{text[1:]} cannot be read: {error}.") from error
 
 
 def _stream(client: Client, request: text_pb2.GenerateRequest) -> None:
@@ -100,12 +137,13 @@ def _stream(client: Client, request: text_pb2.GenerateRequest) -> None:
 
 def _describe(summary: text_pb2.Summary) -> str:
     usage, timings = summary.usage, summary.timings
-    first = timings.queue_seconds + timings.prefill_seconds
+    first = timings.time_to_first_token_seconds
     speed = usage.generated_tokens / timings.decode_seconds if timings.decode_seconds else 0.0
     reason = text_pb2.FinishReason.Name(summary.finish_reason)
     ended = reason.removeprefix("FINISH_REASON_").lower().replace("_", " ")
+    remembered = f" ({usage.cached_tokens} remembered)" if usage.cached_tokens else ""
     return (
-        f"[{usage.prompt_tokens} prompt tokens, first token after {first:.2f} s, "
+        f"[{usage.prompt_tokens} prompt tokens{remembered}, first token after {first:.2f} s, "
         f"{usage.generated_tokens} tokens at {speed:.0f}/s, ended by {ended}]\n"
     )
 

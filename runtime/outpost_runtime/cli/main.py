@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from outpost_runtime import __version__
-from outpost_runtime.cli import ask, serving, storing
+from outpost_runtime.cli import adapters, ask, serving, storing
 from outpost_runtime.errors import OutpostError
 
 _DESCRIPTION = "Serve your own models on your own box."
@@ -52,4 +52,5 @@ def _parser() -> argparse.ArgumentParser:
     storing.add_commands(commands)
     serving.add_commands(commands)
     ask.add_commands(commands)
+    adapters.add_commands(commands)
     return parser

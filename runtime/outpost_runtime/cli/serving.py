@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpost_runtime.cli.storing import add_store_option
@@ -48,6 +49,19 @@ def add_commands(commands: "Commands") -> None:
         help="requests of a text model that may wait before others are refused (%(default)s)",
     )
     serve.add_argument(
+        "--adapters",
+        type=int,
+        default=8,
+        metavar="N",
+        help="adapters that a text model can have loaded at once (%(default)s)",
+    )
+    serve.add_argument(
+        "--keep-prompts",
+        type=Path,
+        metavar="DIR",
+        help="save remembered prompts here when stopping, unencrypted (default: never on disk)",
+    )
+    serve.add_argument(
         "--allow-remote-unauthenticated",
         action="store_true",
         help="listen beyond this machine; anybody who reaches the port can use the models",
@@ -63,6 +77,8 @@ def _limits(parsed: argparse.Namespace) -> "TextLimits":
         streams=parsed.streams,
         memory_bytes=parsed.kv_memory << 20,
         queue_limit=parsed.queue,
+        adapters=parsed.adapters,
+        prefix_folder=parsed.keep_prompts,
     )
 
 

@@ -10,11 +10,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from inference import grpc_service_pb2_grpc
-from outpost.v1 import embeddings_pb2_grpc, text_pb2_grpc
+from outpost.v1 import adapters_pb2_grpc, embeddings_pb2_grpc, text_pb2_grpc
 
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.models import Models
-from outpost_runtime.server import embeddings_service, inference_service, text_service
+from outpost_runtime.server import (
+    adapters_service,
+    embeddings_service,
+    inference_service,
+    text_service,
+)
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import StatusInterceptor
 from outpost_runtime.text.model import TextModel
@@ -129,6 +134,7 @@ class Server:
             text_service.SERVICE,
             embeddings_service.SERVICE,
             inference_service.SERVICE,
+            adapters_service.SERVICE,
         )
 
     def _listen(self, address: Address) -> int:
@@ -147,6 +153,8 @@ class Server:
         embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(embeddings, self._grpc)
         inference = inference_service.InferenceService(self._models)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._grpc)
+        adapters = adapters_service.AdaptersService(self._models)
+        adapters_pb2_grpc.add_AdaptersServicer_to_server(adapters, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [name for name in self._services if name]
         names += ["grpc.health.v1.Health", reflection.SERVICE_NAME]

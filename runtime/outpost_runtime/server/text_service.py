@@ -12,7 +12,9 @@ from outpost.v1 import text_pb2, text_pb2_grpc
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.models import Models
 from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.chat import Message
+from outpost_runtime.text.constraint import Constraint, ConstraintKind
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.request import (
     SAMPLING_PARAMETERS,
@@ -32,6 +34,11 @@ _REASONS = {
     FinishReason.STOP_STRING: text_pb2.FINISH_REASON_STOP_STRING,
     FinishReason.LENGTH: text_pb2.FINISH_REASON_LENGTH,
 }
+_CONSTRAINTS = {
+    "json_schema": ConstraintKind.JSON_SCHEMA,
+    "regex": ConstraintKind.REGEX,
+    "grammar": ConstraintKind.GRAMMAR,
+}
 _PRIORITIES = {text_pb2.PRIORITY_BATCH: Priority.BATCH}
 
 
@@ -48,11 +55,11 @@ class TextService(text_pb2_grpc.TextServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[text_pb2.GenerateResponse]:
         """Stream an answer; a cancelled call stops the work within one token."""
-        model = self._models.get_as(request.model, TextModel, SERVICE)
+        model, adapter = self._models.text(request.model, request.adapter)
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         # Tokenizing a long prompt takes milliseconds that other calls should not wait.
-        text_request = await asyncio.to_thread(to_text_request, request, model, deadline)
+        text_request = await asyncio.to_thread(to_text_request, request, model, adapter, deadline)
 
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -74,9 +81,12 @@ class TextService(text_pb2_grpc.TextServicer):
 
 
 def to_text_request(
-    request: text_pb2.GenerateRequest, model: TextModel, deadline: float | None
+    request: text_pb2.GenerateRequest,
+    model: TextModel,
+    adapter: ShelvedAdapter | None,
+    deadline: float | None,
 ) -> TextRequest:
-    """Turn the wire's request into the engine's.
+    """Turn the wire's request into the engine's; may take seconds when it has a constraint.
 
     Raises:
         InvalidInputError: A parameter is out of range, or there is no prompt.
@@ -90,11 +100,10 @@ def to_text_request(
         )
     given = {field.name: value for field, value in parameters.ListFields()}
     changes = {name: given[name] for name in SAMPLING_PARAMETERS if name in given}
+    defaults = (adapter and adapter.sampling) or model.sampling
     return TextRequest(
-        prompt_ids=model.prompt_ids(_prompt(request)),
-        sampling=replace(
-            model.sampling, **changes, logit_bias=tuple(parameters.logit_bias.items())
-        ),
+        prompt_ids=model.prompt_ids(_prompt(request), adapter),
+        sampling=replace(defaults, **changes, logit_bias=tuple(parameters.logit_bias.items())),
         max_new_tokens=given.get("max_new_tokens"),
         seed=given.get("seed"),
         stop=tuple(parameters.stop),
@@ -102,7 +111,8 @@ def to_text_request(
         alternatives=request.alternatives,
         deadline=deadline,
         priority=_PRIORITIES.get(request.priority, Priority.INTERACTIVE),
-        adapter=request.adapter or None,
+        adapter=adapter.adapter if adapter else None,
+        constraint=_constraint(request, model),
     )
 
 
@@ -142,6 +152,13 @@ def to_summary(event: FinishEvent) -> text_pb2.Summary:
 
 def _wants_tokens(request: text_pb2.GenerateRequest) -> bool:
     return request.return_tokens or request.return_log_probabilities or request.alternatives > 0
+
+
+def _constraint(request: text_pb2.GenerateRequest, model: TextModel) -> Constraint | None:
+    kind = request.constraint.WhichOneof("kind")
+    if kind is None:
+        return None
+    return model.constraint(_CONSTRAINTS[kind], getattr(request.constraint, kind))
 
 
 def _prompt(request: text_pb2.GenerateRequest) -> str | list[Message]:

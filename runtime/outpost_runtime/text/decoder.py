@@ -6,14 +6,15 @@ than the model itself. ``past_key_values`` and ``present`` are bound to the same
 memory, so a run appends to it in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.errors import BundleError
 from outpost_runtime.sessions import Binding, Session
-from outpost_runtime.tensors import TensorSpec
+from outpost_runtime.tensors import Array, TensorSpec
+from outpost_runtime.text.adapter_session import AdapterBinding, AdapterSession
 from outpost_runtime.text.drafter import LONGEST_DRAFT
 from outpost_runtime.text.memory import KeyValueMemory
 from outpost_runtime.text.pace import LARGEST_CHUNK
@@ -55,6 +56,8 @@ class Decoder:
         self._logits = np.ones((max(rows, LONGEST_DRAFT + 1), self.vocabulary_size), np.float32)
         self._session = session
         self._bindings: dict[tuple[int, int], Binding] = {}
+        self._adapter_session: AdapterSession | None = None
+        self._adapter_bindings: dict[tuple[int, int], AdapterBinding] = {}
 
     @property
     def memory_bytes(self) -> int:
@@ -62,8 +65,23 @@ class Decoder:
         buffers = (self._mask, self._positions, self._ids, self._logits)
         return self.memory.bytes + sum(buffer.nbytes for buffer in buffers)
 
+    def attach(self, session: AdapterSession) -> None:
+        """Use a graph of the same weights for runs in which a row has an adapter.
+
+        Runs without one use the plain graph and pay nothing. Both work on the same memory.
+        """
+        _check_signature(session)
+        self._adapter_session = session
+        self._adapter_bindings.clear()
+
     def prefill(
-        self, row: int, tokens: Sequence[int], past: int, *, keep: int = 1
+        self,
+        row: int,
+        tokens: Sequence[int],
+        past: int,
+        *,
+        keep: int = 1,
+        adapter: int | None = None,
     ) -> NDArray[np.float32]:
         """Append tokens to a row behind the ``past`` that it holds.
 
@@ -71,6 +89,7 @@ class Decoder:
             tokens: At most :data:`LARGEST_CHUNK` + 1 ids.
             keep: Of how many of the last tokens logits are wanted: 0 is cheapest, and at
                 most :data:`LONGEST_DRAFT` + 1.
+            adapter: Index of the row's adapter.
 
         Returns:
             [keep, vocabulary] logits: a view, valid until the next run.
@@ -78,7 +97,7 @@ class Decoder:
         count, total = len(tokens), past + len(tokens)
         self._ids[:count] = tokens
         self._mask[:total] = 1
-        binding = self._bound(row, row + 1)
+        binding = self._bound(row, [adapter])
         binding.feed("input_ids", self._ids[:count].reshape(1, count))
         binding.feed("attention_mask", self._mask[:total].reshape(1, total))
         binding.feed(_NUM_LOGITS, self._kept[keep : keep + 1])
@@ -87,12 +106,18 @@ class Decoder:
         binding.run()
         return logits
 
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+    def decode(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        adapters: Sequence[int | None] | None = None,
+    ) -> NDArray[np.float32]:
         """Append one token to each of the leading rows, as one batch.
 
         Args:
             tokens: The token of row 0, 1, …; at most ``rows``.
             lengths: Tokens that each of these rows holds already.
+            adapters: Index of each row's adapter; None is nobody has one.
 
         Returns:
             [len(tokens), vocabulary] logits: a view, valid until the next run.
@@ -101,7 +126,7 @@ class Decoder:
         self._ids[:rows] = tokens
         mask = self._mask[: rows * total].reshape(rows, total)
         np.less_equal(self._positions[:total], np.array(lengths)[:, None], out=mask)
-        binding = self._bound(0, rows)
+        binding = self._bound(0, adapters or [None] * rows)
         binding.feed("input_ids", self._ids[:rows].reshape(rows, 1))
         binding.feed("attention_mask", mask)
         binding.feed(_NUM_LOGITS, self._kept[1:2])
@@ -113,15 +138,26 @@ class Decoder:
     def close(self) -> None:
         """Drop the bindings and the memory; the session stays the caller's."""
         self._bindings.clear()
+        self._adapter_bindings.clear()
         self.memory.close()
 
-    def _bound(self, first: int, last: int) -> Binding:
-        binding = self._bindings.get((first, last))
-        if binding is None:
-            past = self.memory.rows(first, last)
-            present = {_PRESENT + name.removeprefix(_PAST): a for name, a in past.items()}
-            binding = self._bindings[first, last] = self._session.bind(past, present)
+    def _bound(self, first: int, adapters: Sequence[int | None]) -> Binding:
+        """Return the binding of ``len(adapters)`` rows from ``first`` on."""
+        rows = (first, first + len(adapters))
+        if all(index is None for index in adapters):
+            if rows not in self._bindings:
+                self._bindings[rows] = self._session.bind(*self._memory_of(*rows))
+            return self._bindings[rows]
+        assert self._adapter_session is not None  # noqa: S101 - without it no adapter is loaded
+        if rows not in self._adapter_bindings:
+            self._adapter_bindings[rows] = self._adapter_session.bind(*self._memory_of(*rows))
+        binding = self._adapter_bindings[rows]
+        binding.choose(adapters)
         return binding
+
+    def _memory_of(self, first: int, last: int) -> tuple[Mapping[str, Array], dict[str, Array]]:
+        past = self.memory.rows(first, last)
+        return past, {_PRESENT + name.removeprefix(_PAST): a for name, a in past.items()}
 
 
 def key_value_bytes_per_token(session: Session) -> int:

@@ -14,7 +14,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from outpost_runtime.errors import (
     DeadlineError,
     ExecutionError,
     InvalidInputError,
+    NotFoundError,
     OutpostError,
     UnavailableError,
 )
@@ -31,8 +34,10 @@ from outpost_runtime.text.answer import Answer, acceptable
 from outpost_runtime.text.assembler import Decode
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.drafter import LONGEST_DRAFT, Drafter
-from outpost_runtime.text.prefix_cache import Root
+from outpost_runtime.text.memory import KeyValueMemory
+from outpost_runtime.text.prefix_cache import PrefixCache, Root
 from outpost_runtime.text.request import (
+    Adapter,
     Event,
     FailEvent,
     FinishEvent,
@@ -47,6 +52,7 @@ _LOG = logging.getLogger(__name__)
 _SHORTEST_RETRY_SECONDS = 0.5
 _WEIGHT = 0.2
 
+T = TypeVar("T")
 Sink = Callable[[Event], object]
 
 
@@ -65,6 +71,15 @@ class Generation:
     accepted: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     ended: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Call:
+    """Something to be done between two runs, when no answer uses the adapter any more."""
+
+    adapter: Adapter | None
+    act: Callable[[], Any]
+    future: "Future[Any]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +133,7 @@ class TextEngine:
         self._scheduler = self._new_scheduler()
         self._generations: dict[Sequence, Generation] = {}
         self._answer_seconds = 1.0
+        self._calls: list[_Call] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="text-engine", daemon=True)
@@ -133,6 +149,7 @@ class TextEngine:
 
         Raises:
             InvalidInputError: The prompt is empty or does not fit into the context.
+            NotFoundError: The request's adapter is being unloaded.
             BusyError: Too many requests are waiting; it says when to try again.
             UnavailableError: The engine is closed.
         """
@@ -140,6 +157,8 @@ class TextEngine:
         with self._changed:
             if self._closing:
                 raise UnavailableError("The model is being closed.", hint="Try again in a moment.")
+            if request.adapter is not None and request.adapter.retired:
+                raise NotFoundError(f"The adapter '{request.adapter.name}' has been unloaded.")
             try:
                 self._scheduler.submit(generation.sequence)
             except BusyError as error:
@@ -152,6 +171,28 @@ class TextEngine:
         """Stop a request before its next token; one that has ended is left alone."""
         with self._changed:
             self._forget(generation)
+
+    def call(self, act: Callable[[], T]) -> T:
+        """Do something on the engine's thread between two runs; waits, and returns its result.
+
+        Raises:
+            UnavailableError: The engine is closed.
+            Exception: Whatever ``act`` raises.
+        """
+        return self._enqueue(None, act).result()
+
+    def with_prefixes(self, act: Callable[[PrefixCache, KeyValueMemory], T]) -> T:
+        """Do something with what is remembered, between two runs; see :meth:`call`."""
+        return self.call(lambda: act(self._runner.cache, self._runner.memory))
+
+    def retire(self, adapter: Adapter, act: Callable[[], T]) -> T:
+        """Refuse new requests for an adapter, wait for its running ones, then :meth:`call`."""
+
+        def forget_and_act() -> T:
+            self._runner.cache.forget(adapter.digest)
+            return act()
+
+        return self._enqueue(adapter, forget_and_act).result()
 
     def state(self) -> EngineState:
         """Return what the engine is doing."""
@@ -173,6 +214,17 @@ class TextEngine:
         self._thread.join()
         self._runner.close()
 
+    def _enqueue(self, adapter: Adapter | None, act: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closing:
+                raise UnavailableError("The model is being closed.", hint="Try again in a moment.")
+            if adapter is not None:
+                adapter.retired = True
+            self._calls.append(_Call(adapter=adapter, act=act, future=future))
+            self._changed.notify()
+        return future
+
     def _new_scheduler(self) -> Scheduler:
         return Scheduler(
             rows=self._runner.rows, queue_limit=self._queue_limit, patience=self._patience
@@ -188,15 +240,16 @@ class TextEngine:
                 f"the model's context holds {self._runner.max_length - 1}.",
                 hint="Shorten the prompt.",
             )
+        adapter = request.adapter
+        root = Root(bundle=self._bundle, adapter=adapter.digest if adapter else None)
+        own_ends = adapter.end_tokens if adapter else None
         return Generation(
-            sequence=Sequence(
-                request=request, since=time.monotonic(), root=Root(bundle=self._bundle)
-            ),
+            sequence=Sequence(request=request, since=time.monotonic(), root=root),
             sink=sink,
             answer=Answer(
                 request,
                 decode_text=self._decode_text,
-                end_tokens=self._end_tokens,
+                end_tokens=self._end_tokens if own_ends is None else own_ends,
                 limit=min(request.max_new_tokens or room, room),
             ),
             drafter=Drafter() if self._speculate else None,
@@ -210,17 +263,32 @@ class TextEngine:
     def _work(self) -> None:
         while not self._closing:
             try:
+                self._answer_calls()
                 step = self._next_step()
                 if step is not None:
                     self._take(step)
             except Exception:  # noqa: BLE001 - a fault of ours must not leave clients hanging
                 _LOG.exception("the text engine failed; it begins afresh")
                 self._restart()
-        self._fail_all(UnavailableError("The model was closed before the answer was complete."))
+        closed = UnavailableError("The model was closed before the answer was complete.")
+        self._fail_all(closed)
+        for call in self._calls:
+            call.future.set_exception(closed)
+
+    def _answer_calls(self) -> None:
+        with self._changed:
+            used = {g.sequence.request.adapter for g in self._generations.values()} - {None}
+            due = [call for call in self._calls if call.adapter not in used]
+            self._calls = [call for call in self._calls if call not in due]
+        for call in due:
+            try:
+                call.future.set_result(call.act())
+            except Exception as error:  # noqa: BLE001 - it belongs to who called
+                call.future.set_exception(error)
 
     def _next_step(self) -> Step | None:
         with self._changed:
-            while self._scheduler.idle and not self._closing:
+            while self._scheduler.idle and not self._calls and not self._closing:
                 self._changed.wait()
             now = time.monotonic()
             expired = [g for g in self._generations.values() if _expired(g, now)]

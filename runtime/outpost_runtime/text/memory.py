@@ -10,6 +10,7 @@ cache. Which row and which block is decided elsewhere (``scheduler.py``,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +36,22 @@ class TextLimits:
         streams: Sequences that live at once, at most.
         memory_bytes: For rows and cached blocks together.
         queue_limit: Requests that may wait.
+        adapters: Adapters that can be loaded at once.
+        prefix_folder: Where remembered prompts are kept over a restart, in the clear; None
+            keeps them in memory only.
     """
 
     streams: int = DEFAULT_STREAMS
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     queue_limit: int = 64
+    adapters: int = 8
+    prefix_folder: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.streams < 1 or self.queue_limit < 1:
-            raise ConfigurationError("A text model needs at least one stream and one queue place.")
+        if min(self.streams, self.queue_limit, self.adapters) < 1:
+            raise ConfigurationError(
+                "A text model needs at least one stream, one place to wait, one for an adapter."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +145,13 @@ class KeyValueMemory:
         """Return copies of blocks: [blocks, heads, BLOCK_TOKENS, head_dim] by input name."""
         return {
             name: np.stack([_block(array, number) for number in blocks])
+            for name, array in self._blocks.items()
+        }
+
+    def block_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Return [heads, BLOCK_TOKENS, head_dim] by input name."""
+        return {
+            name: (array.shape[0], BLOCK_TOKENS, array.shape[2])
             for name, array in self._blocks.items()
         }
 

@@ -1,15 +1,20 @@
 """A text bundle, opened: tokenizer, chat template, decoder and engine."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedError
 from outpost_runtime.interface import TextInterface
 from outpost_runtime.sessions import Session
+from outpost_runtime.text import prefix_file
+from outpost_runtime.text.adapter_shelf import AdapterShelf, ShelvedAdapter
 from outpost_runtime.text.chat import ChatTemplate, Message
+from outpost_runtime.text.constraint import Constraint, ConstraintCompiler, ConstraintKind
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.engine import TextEngine
-from outpost_runtime.text.memory import TextLimits, plan_memory
+from outpost_runtime.text.memory import KeyValueMemory, TextLimits, plan_memory
+from outpost_runtime.text.prefix_cache import PrefixCache
 from outpost_runtime.text.request import Sampling
 from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
 
@@ -22,7 +27,7 @@ class TextModel:
 
     Args:
         bundle: Its interface is a :class:`TextInterface`.
-        open_session: Opens the bundle's model; called once.
+        open_session: Opens a graph of the bundle by its file name.
         limits: What it may take of this machine.
 
     Raises:
@@ -34,7 +39,7 @@ class TextModel:
         self,
         bundle: Bundle,
         interface: TextInterface,
-        open_session: Callable[[], Session],
+        open_session: Callable[[str], Session],
         limits: TextLimits,
     ) -> None:
         self.bundle = bundle
@@ -42,7 +47,7 @@ class TextModel:
         self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
         self._template = _template(bundle, interface)
         self.sampling = _default_sampling(bundle, interface)
-        self._session = open_session()
+        self._session = open_session(interface.model)
         plan = plan_memory(
             limits,
             bytes_per_token=key_value_bytes_per_token(self._session),
@@ -59,28 +64,78 @@ class TextModel:
             queue_limit=limits.queue_limit,
             speculate=bundle.manifest.target in _EXACT_TARGETS,
         )
+        self.adapters = AdapterShelf(
+            bundle,
+            interface.adapters,
+            self.engine,
+            self.decoder,
+            lambda: open_session(interface.adapters.model if interface.adapters else ""),
+            capacity=limits.adapters,
+        )
+        self._constraints = ConstraintCompiler(
+            bundle.path(interface.tokenizer),
+            vocabulary_size=self.decoder.vocabulary_size,
+            end_tokens=frozenset(interface.end_tokens),
+        )
 
-    def prompt_ids(self, prompt: str | Sequence[Message]) -> tuple[int, ...]:
-        """Return the token ids of a prompt, or of a chat rendered with the bundle's template.
+        self._prefix_folder = limits.prefix_folder
+        if self._prefix_folder is not None:
+            self._with_prefixes(prefix_file.load, self._prefix_folder)
+
+    def prompt_ids(
+        self, prompt: str | Sequence[Message], adapter: ShelvedAdapter | None = None
+    ) -> tuple[int, ...]:
+        """Return the token ids of a prompt, or of a chat rendered with a template.
+
+        Args:
+            adapter: What answers; it may have a chat template of its own.
 
         Raises:
             InvalidInputError: The text is too long, or the template refuses the messages.
-            UnsupportedError: It is a chat and the bundle has no template.
+            UnsupportedError: It is a chat and there is no template.
         """
         if isinstance(prompt, str):
             return self._encode(prompt, add_special_tokens=True)
-        if self._template is None:
+        template = (adapter and adapter.template) or self._template
+        if template is None:
             raise UnsupportedError(
                 f"The model '{self.bundle.manifest.name}' has no chat template.",
                 hint="Send a plain prompt.",
             )
         # The template writes the model's markers itself.
-        return self._encode(self._template.render(prompt), add_special_tokens=False)
+        return self._encode(template.render(prompt), add_special_tokens=False)
+
+    def load_adapter(self, bundle: Bundle) -> None:
+        """Serve an adapter's bundle, verified before, beside the base; see the shelf.
+
+        Raises:
+            OutpostError: It cannot be served with this base.
+        """
+        self.adapters.load(bundle, self.interface.special_tokens)
+
+    def constraint(self, kind: ConstraintKind, text: str) -> Constraint:
+        """Return the form that an answer must have; may take seconds.
+
+        Raises:
+            InvalidInputError: The text is no schema, regular expression or grammar.
+        """
+        return self._constraints.compile(kind, text)
 
     def close(self) -> None:
         """End the engine's thread and free the model."""
+        if self._prefix_folder is not None:
+            self._with_prefixes(prefix_file.save, self._prefix_folder)
         self.engine.close()
+        self.adapters.close()
+        self._constraints.close()
         self._session.close()
+
+    def _with_prefixes(
+        self, act: Callable[[Path, str, PrefixCache, KeyValueMemory], None], folder: Path
+    ) -> None:
+        self.engine.with_prefixes(
+            lambda cache, memory: act(folder, self.bundle.digest, cache, memory)
+        )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         if len(text) > MAX_TEXT_CHARACTERS:

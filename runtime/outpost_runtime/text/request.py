@@ -34,6 +34,24 @@ class Priority(enum.IntEnum):
     BATCH = 1
 
 
+@dataclass(kw_only=True, slots=True, eq=False)
+class Adapter:
+    """A loaded adapter; see ``adapter_shelf.py``.
+
+    Attributes:
+        index: Its place in the stacked weights.
+        digest: Its bundle's, which keeps its prefixes from all others.
+        end_tokens: Ids that end its answers, or None for the base's.
+        retired: It is being unloaded: running answers go on, new ones are refused.
+    """
+
+    name: str
+    index: int
+    digest: str
+    end_tokens: frozenset[int] | None = None
+    retired: bool = False
+
+
 class Constraint(Protocol):
     """A form that an answer must have: see ``constraint.py``. One request owns it."""
 
@@ -116,7 +134,7 @@ class TextRequest:
         stop: Strings that end the answer and are not part of it.
         alternatives: How many of the likeliest tokens to name beside each chosen one.
         deadline: A time of ``time.monotonic`` after which nobody waits for the answer.
-        adapter: Name of a loaded adapter, or None for the base alone.
+        adapter: What computes the answer beside the base, or None for the base alone.
         constraint: A form that the answer must have; used by this request only.
     """
 
@@ -129,7 +147,7 @@ class TextRequest:
     alternatives: int = 0
     deadline: float | None = None
     priority: Priority = Priority.INTERACTIVE
-    adapter: str | None = None
+    adapter: Adapter | None = None
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:

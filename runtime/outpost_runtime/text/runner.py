@@ -59,7 +59,11 @@ class Runner:
         """
         started = time.perf_counter()
         tokens = [sequence.token_ids[-1] for sequence in sequences]
-        logits = self._decoder.decode(tokens, [sequence.stored for sequence in sequences])
+        logits = self._decoder.decode(
+            tokens,
+            [sequence.stored for sequence in sequences],
+            [sequence.adapter for sequence in sequences],
+        )
         self._pace.decoded(time.perf_counter() - started)
         for sequence in sequences:
             self._advance(sequence, 1)
@@ -67,7 +71,7 @@ class Runner:
 
     def decode_in_its_row(self, sequence: Sequence) -> Logits:
         """Let one sequence read its newest token, in whatever row it is; [vocabulary] logits."""
-        logits = self._decoder.prefill(_row(sequence), sequence.token_ids[-1:], sequence.stored)
+        logits = self._run(sequence, sequence.token_ids[-1:], keep=1)
         self._advance(sequence, 1)
         first: Logits = logits[0]
         return first
@@ -81,7 +85,7 @@ class Runner:
             [1 + len(draft), vocabulary] logits: a view, valid until the next run.
         """
         tokens = [sequence.token_ids[-1], *draft]
-        return self._decoder.prefill(_row(sequence), tokens, sequence.stored, keep=len(tokens))
+        return self._run(sequence, tokens, keep=len(tokens))
 
     def accept(self, sequence: Sequence, drafted: int) -> None:
         """Keep the newest token's keys and values and those of ``drafted`` guessed ones."""
@@ -111,7 +115,7 @@ class Runner:
         last = count == sequence.unread
         tokens = sequence.token_ids[sequence.stored : sequence.stored + count]
         started = time.perf_counter()
-        logits = self._decoder.prefill(_row(sequence), tokens, sequence.stored, keep=int(last))
+        logits = self._run(sequence, tokens, keep=int(last))
         self._pace.read(count, time.perf_counter() - started)
         self._advance(sequence, count)
         return logits[0] if last else None
@@ -123,6 +127,11 @@ class Runner:
     def close(self) -> None:
         """Free the memory."""
         self._decoder.close()
+
+    def _run(self, sequence: Sequence, tokens: Listed[int], *, keep: int) -> Logits:
+        return self._decoder.prefill(
+            _row(sequence), tokens, sequence.stored, keep=keep, adapter=sequence.adapter
+        )
 
     def _advance(self, sequence: Sequence, tokens: int) -> None:
         before = sequence.stored // BLOCK_TOKENS

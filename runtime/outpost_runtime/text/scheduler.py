@@ -35,13 +35,11 @@ class Sequence:
         stored: Leading tokens of ``token_ids`` whose keys and values its row holds.
         row: Its row, while it has one.
         root: What computes it: its prefixes are found by no other.
-        adapter: Index of its adapter among those that are loaded; 0 is none.
     """
 
     request: TextRequest
     since: float = 0.0
     root: Root = field(default_factory=Root)
-    adapter: int = 0
     token_ids: list[int] = field(init=False)
     priority: Priority = field(init=False)
     stored: int = 0
@@ -55,6 +53,11 @@ class Sequence:
     def generated(self) -> int:
         """Tokens of the answer so far."""
         return len(self.token_ids) - len(self.request.prompt_ids)
+
+    @property
+    def adapter(self) -> int | None:
+        """Index of the adapter that computes it, or None."""
+        return self.request.adapter.index if self.request.adapter else None
 
     @property
     def unread(self) -> int:

@@ -1,0 +1,60 @@
+"""``outpost.v1.Adapters``: adapters of served models, loaded and unloaded live."""
+
+import asyncio
+from typing import Any
+
+import grpc
+from outpost.v1 import adapters_pb2, adapters_pb2_grpc
+
+from outpost_runtime.models import Models
+from outpost_runtime.text.adapter_shelf import ShelvedAdapter
+from outpost_runtime.text.model import TextModel
+
+SERVICE = "outpost.v1.Adapters"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdaptersService(adapters_pb2_grpc.AdaptersServicer):
+    """Handlers of the service. Loading waits for a disk, unloading for answers: in threads."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def List(  # noqa: N802 - the wire's name
+        self, request: adapters_pb2.ListAdaptersRequest, _context: Context
+    ) -> adapters_pb2.ListAdaptersResponse:
+        """Name what is loaded."""
+        models = self._models.texts()
+        if request.model:
+            models = [self._models.get_as(request.model, TextModel, SERVICE)]
+        adapters = [
+            _described(model, model.adapters.get(name))
+            for model in models
+            for name in model.adapters.names()
+        ]
+        return adapters_pb2.ListAdaptersResponse(adapters=adapters)
+
+    async def Load(  # noqa: N802 - the wire's name
+        self, request: adapters_pb2.LoadAdapterRequest, _context: Context
+    ) -> adapters_pb2.Adapter:
+        """Load an adapter from the store."""
+        model = await asyncio.to_thread(self._models.load_adapter, request.name)
+        return _described(model, model.adapters.get(request.name))
+
+    async def Unload(  # noqa: N802 - the wire's name
+        self, request: adapters_pb2.UnloadAdapterRequest, _context: Context
+    ) -> adapters_pb2.UnloadAdapterResponse:
+        """Unload an adapter."""
+        await asyncio.to_thread(self._models.unload_adapter, request.name)
+        return adapters_pb2.UnloadAdapterResponse()
+
+
+def _described(model: TextModel, shelved: ShelvedAdapter) -> adapters_pb2.Adapter:
+    manifest = shelved.bundle.manifest
+    return adapters_pb2.Adapter(
+        name=manifest.name,
+        version=manifest.version,
+        model=model.bundle.manifest.name,
+        digest=shelved.bundle.digest,
+    )

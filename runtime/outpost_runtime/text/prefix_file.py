@@ -1,0 +1,142 @@
+"""Remembered prefixes in a file, so that conversations survive a restart of the server.
+
+Off unless an operator asks for it: the file holds what users have written, as tokens
+and as keys and values, and is not encrypted yet; only its owner may read it. One
+file per bundle, named by its digest, safetensors: ``tokens`` [blocks, BLOCK_TOKENS]
+int64, ``parents`` [blocks] int64 (earlier blocks of the file, or -1), ``roots``
+[blocks] int64 (which of the adapters named in the metadata, or -1), and the
+blocks of every key and value memory [blocks, heads, BLOCK_TOKENS, head_dim].
+A file that does not fit is ignored: it saves time, and no answer depends on it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from outpost_runtime.bundle import sync_folder
+from outpost_runtime.tensors import Array
+from outpost_runtime.text.memory import BLOCK_TOKENS, KeyValueMemory
+from outpost_runtime.text.prefix_cache import KeptBlock, PrefixCache, Root
+
+_FORMAT = "outpost-prefixes/1"
+_LOG = logging.getLogger(__name__)
+
+
+def save(folder: Path, bundle: str, cache: PrefixCache, memory: KeyValueMemory) -> None:
+    """Write everything that is remembered; a file from before is replaced at the end.
+
+    A disk that is full or gone costs the file and nothing else; it is logged.
+    """
+    kept = list(cache.kept())
+    path = folder / f"{bundle}.safetensors"
+    temporary = folder / f".{bundle}.new"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if kept:
+            _write(temporary, _tensors(kept, memory), _metadata(bundle, kept))
+            temporary.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+        sync_folder(folder)
+    except (OSError, safetensors.SafetensorError) as error:  # the latter of its own writing
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _LOG.warning("remembered prompts are not saved in %s: %s", folder, error)
+
+
+def load(folder: Path, bundle: str, cache: PrefixCache, memory: KeyValueMemory) -> None:
+    """Remember what a file holds, as far as there is room; what does not fit is ignored."""
+    path = folder / f"{bundle}.safetensors"
+    if not path.is_file():
+        return
+    try:
+        _check_size(path, memory)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _check(metadata, tensors, bundle, memory)
+        _restore(json.loads(metadata["adapters"]), bundle, tensors, cache, memory)
+    except (OSError, ValueError, LookupError, safetensors.SafetensorError) as error:
+        _LOG.warning("remembered prompts in %s are ignored: %s", path, error)
+
+
+def _tensors(kept: list[KeptBlock], memory: KeyValueMemory) -> dict[str, Array]:
+    places = {block.number: place for place, block in enumerate(kept)}
+    adapters = _adapters(kept)
+    parents, roots = [], []
+    own_root: dict[int, Root] = {}
+    for block in kept:
+        root = block.parent if isinstance(block.parent, Root) else own_root[block.parent]
+        own_root[block.number] = root
+        parents.append(-1 if isinstance(block.parent, Root) else places[block.parent])
+        roots.append(-1 if root.adapter is None else adapters.index(root.adapter))
+    return {
+        "tokens": np.array([block.tokens for block in kept], np.int64),
+        "parents": np.array(parents, np.int64),
+        "roots": np.array(roots, np.int64),
+    } | memory.export_blocks([block.number for block in kept])
+
+
+def _adapters(kept: list[KeptBlock]) -> list[str]:
+    roots = {block.parent for block in kept if isinstance(block.parent, Root)}
+    return sorted({root.adapter for root in roots if root.adapter is not None})
+
+
+def _metadata(bundle: str, kept: list[KeptBlock]) -> dict[str, str]:
+    return {"format": _FORMAT, "bundle": bundle, "adapters": json.dumps(_adapters(kept))}
+
+
+def _write(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+    path.touch(mode=0o600)
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    safetensors.numpy.save_file(contiguous, path, metadata)
+    path.chmod(0o600)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_size(path: Path, memory: KeyValueMemory) -> None:
+    if path.stat().st_size > 2 * memory.bytes:  # never written by a cache of this size
+        raise ValueError("it is larger than the memory for it")
+
+
+def _check(
+    metadata: dict[str, str], tensors: dict[str, Any], bundle: str, memory: KeyValueMemory
+) -> None:
+    if metadata.get("format") != _FORMAT or metadata.get("bundle") != bundle:
+        raise ValueError("it was written for another bundle or by another version")
+    count = len(tensors["tokens"])
+    wanted = {"tokens": (count, BLOCK_TOKENS), "parents": (count,), "roots": (count,)}
+    wanted |= {name: (count, *shape) for name, shape in memory.block_shapes().items()}
+    if {name: array.shape for name, array in tensors.items()} != wanted:
+        raise ValueError("its tensors have other shapes than this model's")
+    if not (tensors["parents"] < np.arange(count)).all():
+        raise ValueError("its blocks are not in order")
+
+
+def _restore(
+    adapters: list[str],
+    bundle: str,
+    tensors: dict[str, Any],
+    cache: PrefixCache,
+    memory: KeyValueMemory,
+) -> None:
+    texts: list[list[int]] = []
+    blocks = [name for name in tensors if name not in ("tokens", "parents", "roots")]
+    for place, tokens in enumerate(tensors["tokens"].tolist()):
+        parent, root = int(tensors["parents"][place]), int(tensors["roots"][place])
+        texts.append([*(texts[parent] if parent >= 0 else []), *tokens])
+        adapter = adapters[root] if root >= 0 else None
+        for block, first in cache.add(Root(bundle=bundle, adapter=adapter), texts[-1]):
+            if first == len(texts[-1]) - BLOCK_TOKENS:
+                memory.import_block(block, {name: tensors[name][place] for name in blocks})

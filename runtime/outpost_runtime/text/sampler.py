@@ -68,7 +68,9 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, uniform: float) -> i
     ids, weights = candidates(logits, sampling)
     cumulated = weights.cumsum(dtype=np.float64)
     index = int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
-    return int(ids[min(index, len(ids) - 1)])
+    if index == len(ids):  # the product was rounded up
+        index = int(np.flatnonzero(weights)[-1])
+    return int(ids[index])
 
 
 def log_probability(logits: NDArray[np.float32], token: int) -> float:

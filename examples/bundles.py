@@ -26,26 +26,38 @@ class Example:
 
     Attributes:
         base: Module of `examples.base_models` that writes the checkpoint.
-        options: Of `outpost-export build`, beside source, target and output.
+        options: Of the build command, beside source, target and output.
         files: What these options name; a change of theirs builds the bundle again.
+        adapter_of: For an adapter's bundle, the example that is its base.
     """
 
     base: str
     options: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    adapter_of: str | None = None
 
+
+_MEASURED_ON_THE_PRESS_LINE = ("--eval", "examples/press_line/evaluation.jsonl")
+_RECIPE = ("--recipe", "examples/press_line/recipe.toml")
+_FILES = (ADAPTER, PRESS_LINE / "evaluation.jsonl", PRESS_LINE / "recipe.toml")
 
 EXAMPLES = {
     "all-minilm-l6-v2": Example(base="all_minilm_l6_v2"),
-    "gemma-3-270m": Example(base="gemma3_270m"),
+    "gemma-3-270m": Example(base="gemma3_270m", options=("--adapter-rank", "16")),
     "press-line": Example(
         base="gemma3_270m",
         options=(
             *("--adapter", "examples/press_line/adapter"),
-            *("--eval", "examples/press_line/evaluation.jsonl"),
-            *("--recipe", "examples/press_line/recipe.toml"),
+            *_MEASURED_ON_THE_PRESS_LINE,
+            *_RECIPE,
         ),
-        files=(ADAPTER, PRESS_LINE / "evaluation.jsonl", PRESS_LINE / "recipe.toml"),
+        files=_FILES,
+    ),
+    "press-line-adapter": Example(
+        base="gemma3_270m",
+        options=_MEASURED_ON_THE_PRESS_LINE,
+        files=_FILES,
+        adapter_of="gemma-3-270m",
     ),
 }
 
@@ -64,9 +76,15 @@ def path_of(name: str, target: str, *more: str) -> Path:
     example = EXAMPLES[name]
     out = CACHE / "bundles" / f"{name}-{target}-{_fingerprint(example, more)}"
     if not out.is_dir():
-        source = checkpoint(example.base)
-        arguments = [source.relative_to(ROOT), "--target", target, "--out", out.relative_to(ROOT)]
-        run("outpost-export", "build", *arguments, "--name", name, *example.options, *more)
+        source = checkpoint(example.base).relative_to(ROOT)
+        if example.adapter_of is None:
+            command = ["build", source, "--target", target]
+        else:
+            base = path_of(example.adapter_of, target).relative_to(ROOT)
+            command = ["build-adapter", ADAPTER.relative_to(ROOT), "--base", base]
+            command += ["--source", source]
+        named = ["--out", out.relative_to(ROOT), "--name", name]
+        run("outpost-export", *command, *named, *example.options, *more)
     return out
 
 

@@ -27,7 +27,18 @@ _EXAMPLES = """\
 examples:
   outpost-export build ./my-finetune --target cpu-int8 --out bundles/my-model
   outpost-export build ./base --adapter ./my-lora --target cpu-int8 --out bundles/my-model
+  outpost-export build ./base --target cpu-int8 --adapter-rank 16 --out bundles/my-base
+  outpost-export build-adapter ./my-lora --base bundles/my-base --source ./base --out bundles/mine
   outpost-export inspect bundles/my-model
+"""
+_BUILD_ADAPTER_HELP = """\
+ADAPTER is a LoRA folder that PEFT's save_pretrained has written. Its bundle is served with
+the bundle of its base, which was built with --adapter-rank: one base, many adapters, each
+request with its own. An adapter for which there shall be one model only can be merged
+instead; see 'outpost-export build --adapter'.
+
+What the base's bundle and the adapter answer together is compared with the merged
+checkpoint. The recipe gives name, version, licence and thresholds; the rest is the base's.
 """
 
 
@@ -63,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=raw,
         )
     )
+    _add_build_adapter(
+        commands.add_parser(
+            "build-adapter",
+            help="build an adapter's bundle, to be served with its base",
+            description=_BUILD_ADAPTER_HELP,
+            formatter_class=raw,
+        )
+    )
     inspect = commands.add_parser("inspect", help="show a bundle and check its files")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     inspect.add_argument("--json", action="store_true", help="print JSON for programs")
@@ -73,11 +92,38 @@ def _parser() -> argparse.ArgumentParser:
 def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint's folder")
     build.add_argument("--target", required=True, help="cpu-fp32, cpu-int8 or cpu-int4")
+    build.add_argument("--task", help="what it does (default: read from its configuration)")
+    build.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder to merge")
+    build.add_argument(
+        "--adapter-rank",
+        type=int,
+        metavar="N",
+        help="let adapters of rank N at most be served with it (default: none)",
+    )
+    _add_common(build)
+    build.set_defaults(run=_build)
+
+
+def _add_build_adapter(build: argparse.ArgumentParser) -> None:
+    build.add_argument("adapter", type=Path, metavar="ADAPTER", help="a PEFT LoRA folder")
+    build.add_argument(
+        "--base", required=True, type=Path, metavar="BUNDLE", help="the bundle of its base"
+    )
+    build.add_argument(
+        "--source",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the checkpoint that the base's bundle was built from",
+    )
+    _add_common(build)
+    build.set_defaults(run=_build_adapter)
+
+
+def _add_common(build: argparse.ArgumentParser) -> None:
     build.add_argument("--out", required=True, type=Path, metavar="DIR", help="the bundle's folder")
     build.add_argument("--name", help="name of the model (default: the name of DIR)")
-    build.add_argument("--task", help="what it does (default: read from its configuration)")
     build.add_argument("--version", help="version of the model (default: 1)")
-    build.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder to merge")
     build.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe in TOML")
     build.add_argument(
         "--eval",
@@ -90,14 +136,11 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         metavar="REASON",
         help="build even if a threshold is missed; the reason is recorded in the manifest",
     )
-    build.set_defaults(run=_build)
 
 
 def _build(parsed: argparse.Namespace) -> int:
-    # The libraries below take seconds to import and log what nobody asked for.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a build never reaches for the network
-    from outpost_export.build import Order, build  # noqa: PLC0415 - see above
+    _calm_libraries()
+    from outpost_export.build import Order, build  # noqa: PLC0415 - takes seconds to import
     from outpost_export.inspect import summary  # noqa: PLC0415
     from outpost_export.progress import ConsoleReporter  # noqa: PLC0415
     from outpost_export.quiet import silence_libraries  # noqa: PLC0415
@@ -112,6 +155,7 @@ def _build(parsed: argparse.Namespace) -> int:
         default_name=_name_of(out),
         task=parsed.task,
         version=parsed.version,
+        adapter_rank=parsed.adapter_rank,
     )
     order = Order(
         source=parsed.source,
@@ -124,6 +168,43 @@ def _build(parsed: argparse.Namespace) -> int:
     finished = build(order, ConsoleReporter(Console(stderr=True)))
     Console().print(summary(finished))
     return 0
+
+
+def _build_adapter(parsed: argparse.Namespace) -> int:
+    _calm_libraries()
+    from outpost_export.adapter_build import AdapterOrder, build_adapter  # noqa: PLC0415
+    from outpost_export.inspect import summary  # noqa: PLC0415
+    from outpost_export.progress import ConsoleReporter  # noqa: PLC0415
+    from outpost_export.quiet import silence_libraries  # noqa: PLC0415
+    from outpost_export.recipe import read_recipe  # noqa: PLC0415
+
+    silence_libraries()
+    out: Path = parsed.out.absolute()
+    recipe = read_recipe(
+        parsed.recipe,
+        target=read_bundle(parsed.base).manifest.target,
+        name=parsed.name,
+        default_name=_name_of(out),
+        version=parsed.version,
+    )
+    order = AdapterOrder(
+        adapter=parsed.adapter,
+        base=parsed.base,
+        source=parsed.source,
+        recipe=recipe,
+        out=out,
+        evaluation=parsed.eval,
+        accept_worse=parsed.accept_worse,
+    )
+    finished = build_adapter(order, ConsoleReporter(Console(stderr=True)))
+    Console().print(summary(finished))
+    return 0
+
+
+def _calm_libraries() -> None:
+    # They read these when they are imported; a build never reaches for the network.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _name_of(out: Path) -> str:

@@ -5,6 +5,7 @@ engine: what is measured is what will be served.
 """
 
 import queue
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,8 @@ from outpost_runtime.text.engine import TextEngine
 from outpost_runtime.text.request import Event, FailEvent, Sampling, TextRequest, TokenEvent
 from outpost_runtime.text.scoring import Score, score
 
-from outpost_export.evaluation import Evaluation
+from outpost_export.evaluation import GREEDY_TOKENS, Evaluation
 from outpost_export.progress import Reporter
-
-GREEDY_TOKENS = 32
-"""Length of the greedy continuations that are compared."""
-
-MAX_TOKENS = 1024
-"""Tokens of the evaluation text that are scored, unless the user brings a text."""
 
 _PROMPT_SHARES = (0.05, 0.3, 0.9)
 _GOLDEN_TOKENS = 96
@@ -42,6 +37,23 @@ class DecoderReference:
     score: Score
     prompts: list[list[int]]
     continuations: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a build says, and what a device shall say again.
+
+    Attributes:
+        figures: By name, for the gate.
+        golden: Tensors of the golden file.
+        score: Of every token of the evaluation.
+        tokens_per_second: Of the scoring run.
+    """
+
+    figures: dict[str, float]
+    golden: dict[str, np.ndarray]
+    score: Score
+    tokens_per_second: float
 
 
 @torch.inference_mode()
@@ -71,22 +83,38 @@ def reference(
 
 
 def measure(
-    decoder: Decoder, wanted: DecoderReference, evaluation: Evaluation, reporter: Reporter
-) -> tuple[dict[str, float], Score]:
+    decoder: Decoder,
+    wanted: DecoderReference,
+    evaluation: Evaluation,
+    end_tokens: Sequence[int],
+    reporter: Reporter,
+) -> Measured:
     """Measure a build.
 
     Args:
-        decoder: The build, opened by the runtime; nothing else uses it.
+        decoder: The build, opened by the runtime; nothing else uses it, and it is closed.
         evaluation: That of ``wanted``.
-
-    Returns:
-        Figures by name (see gate.py), and the build's score of the text.
     """
+    started = time.perf_counter()
     with reporter.step("Scoring the build token by token", total=len(evaluation.ids) - 1) as did:
         got = score(decoder, evaluation.ids, did)
+    seconds = time.perf_counter() - started
+    agreeing = _greedy_tokens(decoder, wanted, end_tokens, reporter)
+    golden, golden_perplexity = _golden(evaluation.ids, got)
+    figures = _figures(wanted, got, evaluation)
+    return Measured(
+        figures=figures
+        | {"greedy_tokens": float(agreeing), "golden_perplexity": golden_perplexity},
+        golden=golden,
+        score=got,
+        tokens_per_second=len(evaluation.ids) / seconds,
+    )
+
+
+def _figures(wanted: DecoderReference, got: Score, evaluation: Evaluation) -> dict[str, float]:
     source, build = (part.select(evaluation.counted) for part in (wanted.score, got))
     increase = build.perplexity / source.perplexity - 1
-    figures = {
+    return {
         "evaluated_tokens": float(len(evaluation.ids)),
         "scored_tokens": float(evaluation.counted.sum()),
         "perplexity_source": source.perplexity,
@@ -95,10 +123,9 @@ def measure(
         "perplexity_difference": abs(increase),
         "top1_agreement": build.agreement(source.top_tokens),
     }
-    return figures, got
 
 
-def greedy_tokens(
+def _greedy_tokens(
     decoder: Decoder, wanted: DecoderReference, end_tokens: Sequence[int], reporter: Reporter
 ) -> int:
     """Return how many greedy tokens agree with the checkpoint's in the worst of the prompts.
@@ -120,7 +147,7 @@ def greedy_tokens(
     return min(agreeing)
 
 
-def golden(ids: Sequence[int], got: Score) -> tuple[dict[str, np.ndarray], float]:
+def _golden(ids: Sequence[int], got: Score) -> tuple[dict[str, np.ndarray], float]:
     """Return golden tensors, and the perplexity that the build gives them."""
     count = min(_GOLDEN_TOKENS, len(ids))
     part = Score(

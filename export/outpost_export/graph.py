@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -65,7 +65,7 @@ def choose_logits_at_run_time(model: ModelProto) -> bool:
     hidden, kept = pruned.input[0], widened.output[0]
     constants = {"logits_end": np.iinfo(np.int64).max, "logits_axis": 1}
     for name, value in constants.items():
-        tensor = helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value])
+        tensor = helper.make_tensor(name, TensorProto.INT64, [1], [value])
         model.graph.initializer.append(tensor)
     nodes = [
         helper.make_node(
@@ -78,7 +78,7 @@ def choose_logits_at_run_time(model: ModelProto) -> bool:
     ]
     model.graph.node.remove(pruned)
     replace(model, widened, nodes)
-    count = helper.make_tensor_value_info(NUM_LOGITS, onnx.TensorProto.INT64, [1])
+    count = helper.make_tensor_value_info(NUM_LOGITS, TensorProto.INT64, [1])
     model.graph.input.append(count)
     logits = next(value for value in model.graph.output if value.name == "logits")
     logits.type.tensor_type.shape.dim[1].dim_param = NUM_LOGITS
@@ -107,7 +107,7 @@ def tie_embedding_to_head(model: ModelProto) -> bool:
     _, blocks, scales = heads[0].input[:3]
     columns = attributes["K"] * attributes["bits"] // 8
     model.graph.initializer.append(
-        helper.make_tensor("embed_shape", onnx.TensorProto.INT64, [2], [attributes["N"], columns])
+        helper.make_tensor("embed_shape", TensorProto.INT64, [2], [attributes["N"], columns])
     )
     rows = helper.make_node("Reshape", [blocks, "embed_shape"], ["embed_rows"], name="embed_rows")
     bits, block_size = attributes["bits"], attributes["block_size"]
@@ -155,9 +155,7 @@ def drop_if_unused(model: ModelProto, initializer: str) -> None:
     constant = next((node for node in model.graph.node if initializer in node.output), None)
     if constant is not None:
         model.graph.node.remove(constant)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name != initializer]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    _drop_unread(model)
 
 
 def import_microsoft(model: ModelProto) -> None:
@@ -168,6 +166,15 @@ def import_microsoft(model: ModelProto) -> None:
 
 def _find(nodes: Iterable[NodeProto], name: str) -> NodeProto | None:
     return next((node for node in nodes if node.name == name), None)
+
+
+def _drop_unread(model: ModelProto) -> None:
+    # One by one, and in place: copying what is kept would take the whole model's memory again.
+    read = {name for node in model.graph.node for name in node.input}
+    tensors = model.graph.initializer
+    for index in reversed(range(len(tensors))):
+        if tensors[index].name not in read:
+            del tensors[index]
 
 
 def _forget_shape(model: ModelProto, name: str) -> None:

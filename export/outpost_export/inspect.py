@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.interface import EmbeddingInterface, TextInterface
+from outpost_runtime.interface import AdapterInterface, EmbeddingInterface, TextInterface
 from rich.table import Table
 from rich.text import Text
 
@@ -82,7 +82,12 @@ def _interface(bundle: Bundle) -> str:
     interface = bundle.manifest.interface
     if isinstance(interface, TextInterface):
         chat = "chat and text" if interface.chat_template else "text"
-        return f"{chat}, {interface.context_length} tokens of context"
+        context = f"{chat}, {interface.context_length} tokens of context"
+        if interface.adapters is None:
+            return context
+        return f"{context}, adapters up to rank {interface.adapters.rank}"
+    if isinstance(interface, AdapterInterface):
+        return f"adapter of {interface.base_name} {interface.base[:16]}…, rank {interface.rank}"
     if isinstance(interface, EmbeddingInterface):
         return f"{interface.dimension} dimensions, {interface.max_tokens} tokens"
     return "; ".join(str(spec) for spec in (*interface.inputs, *interface.outputs))

@@ -8,6 +8,7 @@ A recipe file is TOML; every key may be missing::
     licence = "gemma"              # default: what the checkpoint's card says
     context_length = 2048          # decoders: positions that a device will hold
     block_size = 32                # quantized targets: weights that share a scale
+    adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
 
     [thresholds]                   # what the evidence must show; see gate.py
     perplexity_increase = 0.02
@@ -36,6 +37,7 @@ TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHORTEST_CONTEXT = 64  # the evidence continues prompts by 32 tokens
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
+_HIGHEST_RANK = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,7 @@ class Recipe:
     licence: str | None = None
     context_length: int = 2048
     block_size: int = 32
+    adapter_rank: int = 0
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class Recipe:
                 )
         if self.context_length < _SHORTEST_CONTEXT:
             raise RecipeError(f"The context_length must be at least {_SHORTEST_CONTEXT}.")
+        if not 0 <= self.adapter_rank <= _HIGHEST_RANK:
+            raise RecipeError(f"The adapter_rank must be from 0 to {_HIGHEST_RANK}.")
 
     @property
     def bits(self) -> int | None:
@@ -86,6 +91,8 @@ class Recipe:
     def with_defaults(self, *, task: str, licence: str) -> "Recipe":
         """Return the recipe completed by what was found in the source."""
         recipe = replace(self, task=self.task or task, licence=self.licence or licence)
+        if recipe.adapter_rank and recipe.task != DECODER_TASK:
+            raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
         return replace(recipe, thresholds=_default_thresholds(recipe) | self.thresholds)
 
     @property
@@ -102,6 +109,7 @@ def read_recipe(
     default_name: str,
     task: str | None = None,
     version: str | None = None,
+    adapter_rank: int | None = None,
 ) -> Recipe:
     """Read a recipe file, or make a recipe without one; what is named beside it wins.
 
@@ -113,6 +121,7 @@ def read_recipe(
         reader = Reader(document, path=str(path or "recipe"))
         in_file_task = reader.optional("task", reader.string)
         in_file = reader.string("name", default_name), reader.string("version", "1")
+        in_file_rank = reader.integer("adapter_rank", 0)
         thresholds = reader.optional("thresholds", reader.table)
         recipe = Recipe(
             target=target,
@@ -122,6 +131,7 @@ def read_recipe(
             licence=reader.optional("licence", reader.string),
             context_length=reader.integer("context_length", 2048),
             block_size=reader.integer("block_size", 32),
+            adapter_rank=in_file_rank if adapter_rank is None else adapter_rank,
             thresholds=_thresholds(thresholds) if thresholds else {},
         )
         reader.end()

@@ -6,16 +6,23 @@ Tolerances stand in the manifest: processors round differently, damage does not 
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
+from outpost_runtime.interface import TextInterface
 from outpost_runtime.models import Model
+from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.tensor_engine import TensorEngine
 from outpost_runtime.tensors import Array
+from outpost_runtime.text.adapter_session import AdapterSession
+from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.scoring import score
@@ -32,22 +39,39 @@ def check(model: Model) -> Figures:
     Raises:
         BundleError: The answers are further off than the bundle tolerates.
     """
+    if isinstance(model, TextModel):
+        return _check_decoder(model.decoder, model.bundle)
     evidence = model.bundle.manifest.evidence
     tensors = load(model.bundle.path(evidence.golden))
-    try:
-        if isinstance(model, TextModel):
-            measured = _check_text(model.decoder, tensors)
-            wanted = evidence.figures["golden_perplexity"]
-            change = abs(measured["perplexity"] / wanted - 1)
-            _within("agreement", -measured["agreement"], -evidence.tolerances["agreement"])
-            _within("perplexity_change", change, evidence.tolerances["perplexity_change"])
-        else:
-            measured = _check_tensors(model.engine, tensors)
-            limit = evidence.tolerances["max_difference"]
-            _within("max_difference", measured["max_difference"], limit)
-    except (LookupError, TypeError, ValueError, InvalidInputError) as error:
-        raise BundleError(f"The golden inputs of the bundle are not usable: {error}.") from error
+    with _unusable():
+        measured = _check_tensors(model.engine, tensors)
+        limit = evidence.tolerances["max_difference"]
+        _within("max_difference", measured["max_difference"], limit)
     return measured
+
+
+def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
+    """Run an adapter's golden inputs through its base's graph for adapters, opened for this.
+
+    Args:
+        adapter: Verified before, as ``base``.
+
+    Raises:
+        BundleError: The answers are further off than the adapter tolerates, or it is none
+            of this base.
+    """
+    interface = base.manifest.interface
+    if not isinstance(interface, TextInterface) or interface.adapters is None:
+        raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
+    bank = AdapterBank(interface.adapters, base=base.digest, capacity=1)
+    index = bank.load(adapter)
+    graph = OrtSession(base.path(interface.adapters.model))
+    try:
+        session = AdapterSession(graph, bank, everywhere=index)
+        decoder = Decoder(session, rows=1, max_length=interface.context_length)
+        return _check_decoder(decoder, adapter)
+    finally:
+        graph.close()
 
 
 def load(path: Path) -> dict[str, Array]:
@@ -66,6 +90,26 @@ def load(path: Path) -> dict[str, Array]:
 def save(path: Path, tensors: dict[str, Array]) -> None:
     """Write golden tensors; equal tensors give equal bytes."""
     safetensors.numpy.save_file(tensors, path)
+
+
+@contextmanager
+def _unusable() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, InvalidInputError) as error:
+        raise BundleError(f"The golden inputs of the bundle are not usable: {error}.") from error
+
+
+def _check_decoder(decoder: Decoder, bundle: Bundle) -> Figures:
+    evidence = bundle.manifest.evidence
+    tensors = load(bundle.path(evidence.golden))
+    with _unusable():
+        measured = _check_text(decoder, tensors)
+        wanted = evidence.figures["golden_perplexity"]
+        change = abs(measured["perplexity"] / wanted - 1)
+        _within("agreement", -measured["agreement"], -evidence.tolerances["agreement"])
+        _within("perplexity_change", change, evidence.tolerances["perplexity_change"])
+    return measured
 
 
 def _check_text(decoder: Decoder, tensors: dict[str, Array]) -> Figures:

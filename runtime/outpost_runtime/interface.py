@@ -1,11 +1,14 @@
-"""What a bundle offers to its callers: text, embeddings, or plain tensors."""
+"""What a bundle offers to its callers: text, embeddings, plain tensors, or an adapter of a base."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from outpost_runtime.documents import Reader
 from outpost_runtime.tensors import NUMPY_TYPES, TensorSpec
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +23,29 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LinearShape:
+    """Sizes of one linear layer: numbers that go in, numbers that come out."""
+
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSupport:
+    """How a decoder takes adapters; see ``text/adapters.py``.
+
+    Attributes:
+        model: A second graph of the same weights, with inputs for adapters.
+        rank: Largest rank of an adapter that it takes.
+        linears: The layers that an adapter can change, by their names in the checkpoint.
+    """
+
+    model: str
+    rank: int
+    linears: dict[str, LinearShape]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextInterface:
     """A decoder: text in, text out.
 
@@ -27,6 +53,7 @@ class TextInterface:
         context_length: Tokens of prompt and answer together, at most.
         end_tokens: Ids that end an answer.
         chat_template: A Jinja file, or None for a model that only completes text.
+        adapters: How it takes adapters, or None if it takes none.
     """
 
     model: str
@@ -36,7 +63,33 @@ class TextInterface:
     end_tokens: tuple[int, ...]
     special_tokens: dict[str, str]
     defaults: GenerationDefaults
+    adapters: AdapterSupport | None = None
     kind: Literal["text"] = field(default="text", init=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterInterface:
+    """A LoRA adapter: what a base's linear layers learned; served with its base only.
+
+    None means "as the base has it".
+
+    Attributes:
+        weights: A safetensors file; see ``text/adapters.py``.
+        rank: Largest rank of its layers.
+        base: Digest of the base's bundle, which must be this very one.
+        base_name: The base's name, for messages.
+        chat_template: A Jinja file that takes the place of the base's.
+        end_tokens: Ids that end an answer.
+    """
+
+    weights: str
+    rank: int
+    base: str
+    base_name: str
+    chat_template: str | None
+    end_tokens: tuple[int, ...] | None
+    defaults: GenerationDefaults | None
+    kind: Literal["adapter"] = field(default="adapter", init=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +132,7 @@ class TensorInterface:
     kind: Literal["tensors"] = field(default="tensors", init=False)
 
 
-Interface = TextInterface | EmbeddingInterface | TensorInterface
+Interface = TextInterface | EmbeddingInterface | TensorInterface | AdapterInterface
 
 
 def read_interface(reader: Reader) -> Interface:
@@ -89,7 +142,7 @@ def read_interface(reader: Reader) -> Interface:
         InvalidInputError: It is not of a known kind, or a value is wrong.
     """
     readers: dict[str, Callable[[Reader], Interface]]
-    readers = {"text": _text, "embeddings": _embeddings, "tensors": _tensors}
+    readers = {"text": _text, "embeddings": _embeddings, "tensors": _tensors, "adapter": _adapter}
     kind = reader.string("kind")
     if kind not in readers:
         raise reader.fault("kind", f"is '{kind}'; this build knows {', '.join(readers)}")
@@ -107,6 +160,39 @@ def _text(reader: Reader) -> TextInterface:
         end_tokens=tuple(reader.list_of("end_tokens", int)),
         special_tokens=reader.table("special_tokens").named(str),
         defaults=_defaults(reader.table("defaults")),
+        adapters=reader.optional("adapters", lambda key: _support(reader.table(key))),
+    )
+
+
+def _support(reader: Reader) -> AdapterSupport:
+    linears = reader.table("linears").named_tables()
+    support = AdapterSupport(
+        model=reader.string("model"),
+        rank=_positive(reader, "rank"),
+        linears={name: _linear(table) for name, table in linears.items()},
+    )
+    reader.end()
+    return support
+
+
+def _linear(reader: Reader) -> LinearShape:
+    shape = LinearShape(inputs=_positive(reader, "inputs"), outputs=_positive(reader, "outputs"))
+    reader.end()
+    return shape
+
+
+def _adapter(reader: Reader) -> AdapterInterface:
+    base = reader.string("base")
+    if not _DIGEST.fullmatch(base):
+        raise reader.fault("base", "must be 64 hexadecimal digits")
+    return AdapterInterface(
+        weights=reader.string("weights"),
+        rank=_positive(reader, "rank"),
+        base=base,
+        base_name=reader.string("base_name"),
+        chat_template=reader.optional("chat_template", reader.string),
+        end_tokens=reader.optional("end_tokens", lambda key: tuple(reader.list_of(key, int))),
+        defaults=reader.optional("defaults", lambda key: _defaults(reader.table(key))),
     )
 
 

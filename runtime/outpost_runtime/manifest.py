@@ -16,7 +16,12 @@ from typing import Any
 
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
 from outpost_runtime.errors import BundleError, InvalidInputError
-from outpost_runtime.interface import Interface, TextInterface, read_interface
+from outpost_runtime.interface import (
+    AdapterInterface,
+    Interface,
+    TextInterface,
+    read_interface,
+)
 from outpost_runtime.tensors import TensorSpec
 
 FORMAT = "outpost-bundle/1"
@@ -61,7 +66,7 @@ class Provenance:
 
     Attributes:
         source: Digests of the source's files by name.
-        adapter: The same for the adapter that was merged, or empty.
+        adapter: The same for the adapter that was merged, or that this is; or empty.
         recipe_sha256: Digest of the recipe's canonical JSON.
         evaluation_sha256: Digest of the text or texts that the figures were measured on.
         versions: Versions of the libraries that took part.
@@ -193,13 +198,19 @@ def _provenance(reader: Reader) -> Provenance:
 
 
 def _check_named_files(reader: Reader, manifest: Manifest) -> None:
-    interface = manifest.interface
-    named = [interface.model, interface.tokenizer, manifest.evidence.golden]
-    if isinstance(interface, TextInterface):
-        named.append(interface.chat_template)
-    for name in named:
+    for name in (manifest.evidence.golden, *_named_files(manifest.interface)):
         if name is not None and name not in manifest.files:
             raise reader.fault("files", f"does not list '{name}', which the manifest names")
+
+
+def _named_files(interface: Interface) -> tuple[str | None, ...]:
+    if isinstance(interface, AdapterInterface):
+        return interface.weights, interface.chat_template
+    named = interface.model, interface.tokenizer
+    if not isinstance(interface, TextInterface):
+        return named
+    second = None if interface.adapters is None else interface.adapters.model
+    return *named, interface.chat_template, second
 
 
 def _plain(value: Any) -> Any:

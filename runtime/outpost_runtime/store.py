@@ -33,6 +33,7 @@ from outpost_runtime.bundle import (
 )
 from outpost_runtime.documents import canonical_json, parse_json_object
 from outpost_runtime.errors import BundleError, InvalidInputError, NotFoundError, StoreError
+from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
@@ -63,7 +64,8 @@ class Store:
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
 
-        1. Read the manifest; refuse a foreign target, strangers in the folder, a full disk.
+        1. Read the manifest; refuse a foreign target, strangers in the folder, an adapter
+           whose base is not active, a full disk.
         2. Copy every file into a hidden folder, checking its digest on the way.
         3. Rename that folder to the bundle's digest.
         4. Replace the slot.
@@ -75,12 +77,14 @@ class Store:
         Raises:
             BundleError: The bundle is damaged or incomplete; the store is as it was.
             UnsupportedError: It is for another runtime; the store is as it was.
-            StoreError: The store cannot be written, or has no room; it is as it was.
+            StoreError: The store cannot be written, has no room, or has not the adapter's
+                base; it is as it was.
         """
         bundle = read_bundle(folder)
         check_runnable(bundle)
         check_no_strangers(bundle)
         with self._changing():
+            self._check_base(bundle)
             stored = self._stored(bundle.digest) or self._copy_in(bundle, progress)
             self._activate(stored)
             self._collect()
@@ -109,6 +113,21 @@ class Store:
         if bundle.digest != digest:
             raise BundleError(f"{bundle.folder / MANIFEST_NAME} was changed in the store.")
         return bundle
+
+    def _check_base(self, bundle: Bundle) -> None:
+        interface = bundle.manifest.interface
+        if not isinstance(interface, AdapterInterface):
+            return
+        name = bundle.manifest.name
+        for other in self.names():
+            with contextlib.suppress(StoreError):  # a damaged slot names nothing
+                if other != name and self.slot(other).active == interface.base:
+                    return
+        raise StoreError(
+            f"The adapter '{name}' needs its base '{interface.base_name}' ({interface.base[:12]}), "
+            "which is not active in the store under a name of its own.",
+            hint="Add the base's bundle first; the store is as it was.",
+        )
 
     def _stored(self, digest: str) -> Bundle | None:
         # A bundle that is here and still right is not copied again; a damaged one is replaced.

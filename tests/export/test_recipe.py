@@ -21,6 +21,12 @@ def test_what_is_named_beside_the_file_wins_and_the_folder_names_last(tmp_path):
     assert _read(tmp_path, "").name == "folder"
 
 
+def test_a_rank_beside_the_file_wins_even_if_it_is_none(tmp_path):
+    assert _read(tmp_path, "adapter_rank = 8").adapter_rank == 8
+    assert _read(tmp_path, "adapter_rank = 8", adapter_rank=0).adapter_rank == 0
+    assert _read(tmp_path, "").adapter_rank == 0
+
+
 def test_thresholds_of_the_file_replace_only_those_of_the_same_name(tmp_path):
     recipe = _read(tmp_path, "[thresholds]\ntop1_agreement = 0.9")
     completed = recipe.with_defaults(task="text-generation", licence="mit")
@@ -37,6 +43,8 @@ def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
     [
         ("surprise = 1", {}, "unknown keys: surprise"),
         ("name = ", {}, "cannot be read"),
+        ("adapter_rank = -1", {}, "must be from 0 to 512"),
+        ("adapter_rank = 513", {}, "must be from 0 to 512"),
         ('name = "Not A Name"', {}, "lower-case"),
         ("block_size = 33", {}, "block_size is not one of"),
         ("context_length = 'long'", {}, "must be an integer"),

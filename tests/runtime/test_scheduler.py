@@ -118,6 +118,35 @@ def test_aged_batch_work_is_not_interrupted_again():
     assert _turn(scheduler, now=33).read is job
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    scheduler = Scheduler(rows=3, queue_limit=9, patience=30)
+    long, short = _sequence(3000, since=0), _sequence(20, since=1)
+    scheduler.submit(long)
+    _turn(scheduler, now=1, chunk=256)
+    scheduler.submit(short)
+    assert _turn(scheduler, now=2).read is short
+    assert _turn(scheduler, now=3, chunk=256).read is long  # from its beginning, or the cache
+    assert short.generated == 2
+
+
+def test_a_prompt_of_like_length_waits_its_turn():
+    scheduler = Scheduler(rows=3, queue_limit=9)
+    first, second = _sequence(900, since=0), _sequence(600, since=1)
+    scheduler.submit(first)
+    _turn(scheduler, chunk=100)
+    scheduler.submit(second)
+    assert _turn(scheduler, chunk=100).read is first
+
+
+def test_a_long_prompt_that_has_waited_long_is_read_to_its_end():
+    scheduler = Scheduler(rows=2, queue_limit=9, patience=30)
+    long = _sequence(3000, since=0)
+    scheduler.submit(long)
+    _turn(scheduler, now=31, chunk=256)
+    scheduler.submit(_sequence(20, since=31))
+    assert _turn(scheduler, now=32, chunk=256).read is long
+
+
 def test_ten_times_too_many_are_refused():
     scheduler = Scheduler(rows=1, queue_limit=3)
     for _ in range(3):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -11,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCABULARY = 260
+ALL_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role not in ('user', 'assistant') %}"
@@ -73,8 +75,19 @@ def save_decoder(folder: Path, kind: str = "llama", *, seed: int = 0, **changes:
     return folder
 
 
+def save_adapter(base: Path, folder: Path, *, seed: int = 3, **changes: Any) -> Path:
+    """Save a LoRA adapter of a decoder, as PEFT does; ``changes`` go to its LoraConfig."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    settings = {"r": 4, "target_modules": ALL_LINEARS, "init_lora_weights": False}
+    peft.get_peft_model(model, peft.LoraConfig(**(settings | changes))).save_pretrained(folder)
+    return folder
+
+
 _DECODERS: dict[str, tuple[Any, Any]] = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "phi3": (transformers.Phi3Config, transformers.Phi3ForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     "gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
 }

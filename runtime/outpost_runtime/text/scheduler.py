@@ -7,11 +7,16 @@ all as one batch. Rules:
 1. Rows 0 to n - 1 are the n sequences that decode: the batch is the leading rows.
    When one of them leaves, the last one moves into its row.
 2. At most one sequence is being read, in a row behind those.
-3. Who waits is taken by priority, then by age. After ``patience`` seconds of waiting a
-   batch request counts as interactive, for good, so that nobody waits for ever.
+3. Who waits is taken by priority, then the short prompts first, then by age. Who has
+   waited ``patience`` seconds goes before all others, and a batch request then counts as
+   interactive, for good: nobody waits for ever.
 4. Interactive work does not wait for batch work: the reading of a batch prompt is
-   interrupted, and the youngest batch sequence gives up its row. Both go back to the
-   front of the queue, and find what they have computed in the prefix cache.
+   interrupted, and the youngest batch sequence gives up its row.
+5. A short prompt does not wait for one that has still more than four times its length
+   to be read, unless that one has waited long itself.
+
+Who is interrupted goes back into the queue, and finds what it has computed in the prefix
+cache.
 """
 
 from collections import deque
@@ -22,6 +27,9 @@ from outpost_runtime.text.prefix_cache import Root
 from outpost_runtime.text.request import Priority, TextRequest
 
 PATIENCE_SECONDS = 30.0
+
+_PIECE = 256
+_MUCH_SHORTER = 4
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -101,6 +109,7 @@ class Scheduler:
         self._rows = rows
         self._queue_limit = queue_limit
         self._patience = patience
+        self._now = 0.0
         self._waiting: deque[Sequence] = deque()
         self._reading: Sequence | None = None
         self._decoding: list[Sequence | None] = []  # None: has just left
@@ -141,7 +150,8 @@ class Scheduler:
 
     def plan(self, now: float) -> Step:
         """Decide the next turn; row numbers hold from then to the next plan."""
-        self._age(now)
+        self._now = now
+        self._age()
         moves = self._close_gaps()
         moves += self._join()
         moves += self._make_way()
@@ -150,9 +160,9 @@ class Scheduler:
         decode = tuple(sequence for sequence in self._decoding if sequence)
         return Step(moves=tuple(moves), decode=decode, read=self._reading)
 
-    def _age(self, now: float) -> None:
+    def _age(self) -> None:
         for sequence in self._waiting:
-            if now - sequence.since > self._patience:
+            if self._is_overdue(sequence):
                 sequence.priority = Priority.INTERACTIVE
 
     def _close_gaps(self) -> list[Move]:
@@ -178,20 +188,29 @@ class Scheduler:
         return moves
 
     def _make_way(self) -> list[Move]:
-        """Interrupt batch work for the first of the waiting, if that is interactive."""
+        """Interrupt what the first of the waiting need not wait for (rules 4 and 5)."""
         best = self._best()
-        if best is None or best.priority is not Priority.INTERACTIVE:
+        if best is None:
             return []
-        if self._reading and self._reading.priority is Priority.BATCH:
+        if self._reading and self._goes_before(best, self._reading):
             self._send_back(self._reading)
             self._reading = None
         if self._reading is None and len(self._decoding) == self._rows:
-            batch = [s for s in self._decoding if s and s.priority is Priority.BATCH]
+            batch = [s for s in self._decoding if s and s.priority > best.priority]
             if batch:
                 youngest = max(batch, key=lambda sequence: sequence.since)
                 self._decoding[self._decoding.index(youngest)] = None
                 self._send_back(youngest)
         return self._close_gaps()
+
+    def _goes_before(self, waiting: Sequence, reading: Sequence) -> bool:
+        if waiting.priority != reading.priority:
+            return waiting.priority < reading.priority
+        much_shorter = _pieces(waiting) * _MUCH_SHORTER < _pieces(reading)
+        return much_shorter and not self._is_overdue(reading)
+
+    def _is_overdue(self, sequence: Sequence) -> bool:
+        return self._now - sequence.since > self._patience
 
     def _admit(self) -> None:
         best = self._best()
@@ -201,11 +220,19 @@ class Scheduler:
             self._reading = best
 
     def _best(self) -> Sequence | None:
-        return min(self._waiting, key=lambda s: (s.priority, s.since), default=None)
+        return min(self._waiting, key=self._rank, default=None)
+
+    def _rank(self, sequence: Sequence) -> tuple[Priority, int, float]:
+        pieces = 0 if self._is_overdue(sequence) else _pieces(sequence)
+        return sequence.priority, pieces, sequence.since
 
     def _send_back(self, sequence: Sequence) -> None:
         sequence.row, sequence.stored = None, 0
         self._waiting.appendleft(sequence)
+
+
+def _pieces(sequence: Sequence) -> int:
+    return -(-sequence.unread // _PIECE)
 
 
 def _move(sequence: Sequence, row: int) -> Move:

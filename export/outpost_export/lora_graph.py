@@ -1,0 +1,174 @@
+"""A second graph of a decoder's weights, in which every row of a batch has its own adapter.
+
+Beside each linear layer of the blocks, B·(A·x) is added to W·x; A and B are inputs
+that hold several adapters one behind the other, and a mask keeps of A·x what belongs
+to the row's own. The contract is in ``outpost_runtime/text/adapters.py``, the reasons
+for this form and what it costs are in ``docs/adr/0004-adapters.md``.
+
+Only plain ONNX operators are added. ONNX Runtime fuses ``Transpose`` and ``MatMul``,
+so that A is never copied.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from outpost_runtime.interface import AdapterSupport, LinearShape
+from outpost_runtime.text.adapters import ROWS
+
+from outpost_export.errors import ConversionError
+
+MODEL = "model-adapters.onnx"
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers that graphs or checkpoints have as one, and their parts in the order of the outputs."""
+
+_LINEAR = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+_proj)/MatMul(_Q[48])?")
+_BLOCK = {"attn": "self_attn", "mlp": "mlp"}
+_MASK, _ZERO = "/adapters/mask", "/adapters/zero"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Linear:
+    """A node of the graph that computes W·x, and the layers of the checkpoint that it is."""
+
+    node: NodeProto
+    inputs: int
+    parts: dict[str, int]
+
+
+def write_adapter_graph(folder: Path, *, rank: int) -> AdapterSupport:
+    """Write ``model-adapters.onnx`` beside ``model.onnx``; both read ``model.onnx.data``.
+
+    Args:
+        folder: Where a decoder's finished graph lies.
+        rank: Largest rank of an adapter.
+
+    Raises:
+        ConversionError: The graph has no linear layers that are known here.
+    """
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    linears = list(_linears(model))
+    if not linears:
+        raise ConversionError(
+            "The graph has no linear layers that an adapter could change.",
+            hint="Build it without adapter_rank, and merge adapters instead.",
+        )
+    support = AdapterSupport(
+        model=MODEL,
+        rank=rank,
+        linears={
+            name: LinearShape(inputs=linear.inputs, outputs=outputs)
+            for linear in linears
+            for name, outputs in linear.parts.items()
+        },
+    )
+    _declare_inputs(model, support)
+    _declare_constants(model, rank)
+    added = {linear.node.name: _adapted(linear) for linear in linears}
+    nodes = _mask(next(iter(support.linears)))
+    for node in model.graph.node:
+        nodes += [node, *added.get(node.name, ())]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (folder / MODEL).write_bytes(model.SerializeToString(deterministic=True))
+    return support
+
+
+def _linears(model: ModelProto) -> Iterator[_Linear]:
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    heads = _heads(model)
+    for node in model.graph.node:
+        found = _LINEAR.fullmatch(node.name)
+        if found is None or node.op_type not in ("MatMul", "MatMulNBits"):
+            continue
+        if node.op_type == "MatMulNBits":
+            attributes = {attribute.name: attribute.i for attribute in node.attribute}
+            inputs, outputs = attributes["K"], attributes["N"]
+        else:
+            inputs, outputs = weights[node.input[1]].dims
+        layer, block, name = found.group(1, 2, 3)
+        shares = heads[int(layer)] if name == "qkv_proj" else (1,) * len(FUSED.get(name, (name,)))
+        parts = {
+            f"layers.{layer}.{_BLOCK[block]}.{part}": outputs * share // sum(shares)
+            for part, share in zip(FUSED.get(name, (name,)), shares, strict=True)
+        }
+        yield _Linear(node=node, inputs=inputs, parts=parts)
+
+
+def _heads(model: ModelProto) -> dict[int, tuple[int, int, int]]:
+    """Return each layer's number of heads of queries, keys and values."""
+    found = {}
+    for node in model.graph.node:
+        layer = re.match(r"/model/layers\.(\d+)/", node.name)
+        if layer and node.op_type == "GroupQueryAttention":
+            attributes = {attribute.name: attribute.i for attribute in node.attribute}
+            shared = attributes["kv_num_heads"]
+            found[int(layer.group(1))] = (attributes["num_heads"], shared, shared)
+    return found
+
+
+def _declare_inputs(model: ModelProto, support: AdapterSupport) -> None:
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    add = model.graph.input.append
+    add(helper.make_tensor_value_info(ROWS, TensorProto.INT64, [batch]))
+    for name, shape in support.linears.items():
+        for suffix, width in ((".lora_A", shape.inputs), (".lora_B", shape.outputs)):
+            stacked = helper.make_tensor_value_info(
+                name + suffix, TensorProto.FLOAT, ["adapters_times_rank", width]
+            )
+            add(stacked)
+
+
+def _declare_constants(model: ModelProto, rank: int) -> None:
+    add = model.graph.initializer.append
+    for name, value in {"first": 0, "step": 1, "rank": rank}.items():
+        add(helper.make_tensor(f"/adapters/{name}", TensorProto.INT64, [], [value]))
+    add(helper.make_tensor("/adapters/axes", TensorProto.INT64, [2], [1, 2]))
+    add(helper.make_tensor(_ZERO, TensorProto.FLOAT, [], [0.0]))
+
+
+def _mask(linear: str) -> list[NodeProto]:
+    """Return nodes that tell, per row and stacked rank, whether it is of the row's adapter.
+
+    Once per run: [batch, 1, adapters · rank], true where rank // R is the row's index.
+    """
+    own = "/adapters/"
+    return [
+        _node("Unsqueeze", [ROWS, own + "axes"], own + "wanted"),
+        _node("Shape", [linear + ".lora_A"], own + "stacked", start=0, end=1),
+        _node("Squeeze", [own + "stacked"], own + "end"),
+        _node("Range", [own + "first", own + "end", own + "step"], own + "ranks"),
+        _node("Div", [own + "ranks", own + "rank"], own + "owners"),
+        _node("Equal", [own + "wanted", own + "owners"], _MASK),
+    ]
+
+
+def _adapted(linear: _Linear) -> list[NodeProto]:
+    """Return the nodes behind a linear one; its consumers read what they add up."""
+    node = linear.node
+    hidden, output = node.input[0], node.output[0]
+    node.output[0] = f"{output}/of_base"
+    nodes, changes = [], []
+    for name in linear.parts:
+        own = f"/adapters/{name}/"
+        nodes += [
+            _node("Transpose", [name + ".lora_A"], own + "columns", perm=[1, 0]),
+            _node("MatMul", [hidden, own + "columns"], own + "all"),
+            _node("Where", [_MASK, own + "all", _ZERO], own + "kept"),
+            _node("MatMul", [own + "kept", name + ".lora_B"], own + "change"),
+        ]
+        changes.append(own + "change")
+    change = changes[0]
+    if len(changes) > 1:
+        change = f"/adapters{node.name}/change"
+        nodes.append(_node("Concat", changes, change, axis=-1))
+    return [*nodes, _node("Add", [node.output[0], change], output)]
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(operator, inputs, [output], name=f"{output}/{operator}", **attributes)

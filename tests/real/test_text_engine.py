@@ -1,0 +1,135 @@
+"""What the text engine promises, kept by a real language model."""
+
+import json
+import queue
+
+import pytest
+from outpost_runtime.bundle import read_bundle
+from outpost_runtime.models import open_model
+from outpost_runtime.text.chat import Message
+from outpost_runtime.text.constraint import ConstraintKind
+from outpost_runtime.text.memory import TextLimits
+from outpost_runtime.text.request import FinishReason, Sampling, TextRequest, TokenEvent
+
+from examples import bundles
+from examples.press_line.faults import load_catalogue
+from tests.support import schemas
+
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
+
+PROMPTS = [
+    "The pump of the hydraulic press",
+    "Once upon a time there was a robot who",
+    "def fibonacci(n):",
+    "Berlin, Paris, Rome,",
+    "The safety manual says that before opening the gate one must",
+    "1 2 3 4 5 6 7",
+    "In the year 2050, factories",
+    "Question: what is the capital of France? Answer:",
+]
+
+
+@pytest.fixture(scope="module")
+def exact():
+    model = open_model(read_bundle(bundles.path_of("gemma-3-270m", "cpu-fp32")))
+    yield model
+    model.close()
+
+
+def _begin(model, request):
+    events = queue.SimpleQueue()
+    model.engine.submit(request, events.put)
+    return events
+
+
+def _end(events):
+    received = [events.get(timeout=600)]
+    while isinstance(received[-1], TokenEvent):
+        received.append(events.get(timeout=600))
+    return received
+
+
+def _tokens(events):
+    return [event.token_id for event in events[:-1]]
+
+
+def _request(model, prompt, tokens=40, **changes):
+    parameters = {"sampling": Sampling(), "max_new_tokens": tokens} | changes
+    return TextRequest(prompt_ids=model.prompt_ids(prompt), **parameters)
+
+
+def test_a_batch_gives_the_very_tokens_of_single_streams_in_fp32(exact):
+    requests = [_request(exact, prompt) for prompt in PROMPTS]
+    alone = [_end(_begin(exact, request)) for request in requests]
+    together = [_end(events) for events in [_begin(exact, request) for request in requests]]
+    assert [_tokens(events) for events in together] == [_tokens(events) for events in alone]
+    assert max(events[-1].mean_batch_size for events in together) > 4
+
+
+def test_guessing_changes_no_greedy_token_in_fp32(exact):
+    text = "The valve is open. The pump is on. The gate is shut. The valve is open. The pump is"
+    request = _request(exact, text, tokens=80)
+    guessed = _end(_begin(exact, request))
+    exact.engine._speculate = False
+    plain = _end(_begin(exact, request))
+    exact.engine._speculate = True
+    assert _tokens(guessed) == _tokens(plain)
+    assert guessed[-1].accepted_tokens > 0
+    assert plain[-1].drafted_tokens == 0
+
+
+def test_an_adapter_gives_the_tokens_of_the_merged_bundle_in_fp32(exact):
+    exact.load_adapter(read_bundle(bundles.path_of("press-line-adapter", "cpu-fp32")))
+    shelved = exact.adapters.get("press-line-adapter")
+    merged = open_model(
+        read_bundle(bundles.path_of("press-line", "cpu-fp32")), limits=TextLimits(streams=1)
+    )
+    questions = [q.question for q in load_catalogue().exam_questions()[:4]]
+    texts = [[Message(role="user", content=question)] for question in questions]
+    wanted = [_tokens(_end(_begin(merged, _request(merged, text)))) for text in texts]
+    merged.close()
+    waiting = [
+        _begin(
+            exact,
+            TextRequest(
+                prompt_ids=exact.prompt_ids(text, shelved),
+                sampling=Sampling(),
+                max_new_tokens=40,
+                adapter=shelved.adapter,
+            ),
+        )
+        for text in texts
+    ]
+    beside = _begin(exact, _request(exact, PROMPTS[0]))
+    alone = _tokens(_end(beside))
+    assert [_tokens(_end(events)) for events in waiting] == wanted
+    assert alone == _tokens(_end(_begin(exact, _request(exact, PROMPTS[0]))))
+    exact.adapters.unload("press-line-adapter")
+
+
+def test_two_hundred_random_schemas_give_two_hundred_valid_answers():
+    model = open_model(read_bundle(bundles.path_of("gemma-3-270m", "cpu-int8")))
+    asked = [schemas.random_schema(seed) for seed in range(200)]
+    wrong = []
+    for first in range(0, len(asked), 8):
+        waiting = []
+        for seed, schema in enumerate(asked[first : first + 8], first):
+            form = model.constraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema))
+            request = _request(
+                model,
+                f"A record of machine {seed} as JSON: ",
+                tokens=1500,
+                sampling=Sampling(temperature=1.0),
+                seed=seed,
+                constraint=form,
+            )
+            waiting.append((schema, _begin(model, request)))
+        for schema, events in waiting:
+            *made, last = _end(events)
+            text = "".join(event.text for event in made) + last.text
+            if last.reason is not FinishReason.END_OF_TEXT:
+                wrong.append((schema, last.reason, text[-80:]))
+            elif faults := schemas.faults(schema, schemas.parse(text)):
+                wrong.append((schema, faults, text))
+    model.close()
+    assert wrong == []

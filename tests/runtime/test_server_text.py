@@ -1,0 +1,228 @@
+"""What a text model's clients can ask for, from outside: a real server, real gRPC clients."""
+
+import json
+import threading
+
+import grpc
+import pytest
+from outpost.v1 import adapters_pb2, adapters_pb2_grpc, text_pb2, text_pb2_grpc
+from outpost_runtime.store import Store
+
+from tests.support.fixtures import ADAPTERS, DECODER
+from tests.support.serving import serving
+
+MODEL = "tiny-decoder"
+ONE, TWO = (folder.name for folder in ADAPTERS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    options = ("--threads", "1", "--streams", "4", "--kv-memory", "16", "--queue", "4")
+    with serving(folder, [DECODER, *ADAPTERS], *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def channel(server):
+    with grpc.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def text(channel):
+    return text_pb2_grpc.TextStub(channel)
+
+
+@pytest.fixture
+def adapters(channel):
+    return adapters_pb2_grpc.AdaptersStub(channel)
+
+
+def _request(prompt="Hello", *, model=MODEL, adapter="", **parameters):
+    return text_pb2.GenerateRequest(
+        model=model,
+        adapter=adapter,
+        prompt=prompt,
+        return_tokens=True,
+        parameters=text_pb2.GenerationParameters(**({"max_new_tokens": 20} | parameters)),
+    )
+
+
+def _answer(text, request):
+    responses = list(text.Generate(request))
+    tokens = [token.id for response in responses for token in response.piece.tokens]
+    return tokens, "".join(r.piece.text for r in responses), responses[-1].summary
+
+
+def _refused(call, request):
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(request))
+    return caught.value
+
+
+def test_a_prompt_that_was_read_before_is_remembered(text):
+    prompt = "The oil of press four is too hot. " * 2
+    first = _answer(text, _request(prompt))
+    second = _answer(text, _request(prompt))
+    assert (first[0], first[1]) == (second[0], second[1])
+    assert second[2].usage.cached_tokens > 40
+    assert second[2].usage.prompt_tokens == first[2].usage.prompt_tokens
+
+
+def test_the_summary_has_the_numbers_that_matter(text):
+    summary = _answer(text, _request())[2]
+    timings = summary.timings
+    assert timings.time_to_first_token_seconds == pytest.approx(
+        timings.queue_seconds + timings.prefill_seconds
+    )
+    assert timings.time_per_output_token_seconds == pytest.approx(timings.decode_seconds / 19)
+    assert summary.mean_batch_size >= 1
+    assert summary.speculation.accepted_tokens <= summary.speculation.drafted_tokens
+
+
+def test_the_likeliest_tokens_are_named_when_asked_for(text):
+    request = _request()
+    request.alternatives = 3
+    request.return_log_probabilities = True
+    tokens = [token for r in text.Generate(request) for token in r.piece.tokens]
+    for token in tokens:
+        assert len(token.alternatives) == 3
+        assert token.alternatives[0].id == token.id  # greedy takes the likeliest
+        assert token.alternatives[0].log_probability == pytest.approx(token.log_probability)
+
+
+def test_a_bias_decides_and_an_unknown_token_is_refused(text):
+    tokens, _, _ = _answer(text, _request(logit_bias={70: 100.0}))
+    assert tokens == [70] * 20
+    error = _refused(text.Generate, _request(logit_bias={10**6: 1.0}))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1000000" in error.details()
+
+
+def test_penalties_change_an_answer_that_repeats_itself(text):
+    repeating, _, _ = _answer(text, _request(logit_bias={70: 100.0}, frequency_penalty=10))
+    assert repeating[:8] == [70] * 8
+    assert repeating != [70] * 20
+
+
+def test_an_answer_follows_a_json_schema(text):
+    schema = {
+        "type": "object",
+        "properties": {"code": {"type": "integer", "minimum": 100, "maximum": 999}},
+        "required": ["code"],
+        "additionalProperties": False,
+    }
+    request = _request(max_new_tokens=60)
+    request.constraint.json_schema = json.dumps(schema)
+    _, answer, summary = _answer(text, request)
+    assert 100 <= json.loads(answer)["code"] <= 999
+    assert summary.finish_reason == text_pb2.FINISH_REASON_END_OF_TEXT
+
+
+def test_an_answer_follows_a_regular_expression_and_a_grammar(text):
+    request = _request()
+    request.constraint.regex = "E-[1-3]{3}"
+    answer = _answer(text, request)[1]
+    assert answer.startswith("E-")
+    assert len(answer) == 5
+    request.constraint.grammar = 'start: "yes" | "no"'
+    assert _answer(text, request)[1] in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "place"),
+    [
+        (
+            "json_schema",
+            '{"type": "object", "properties": {"a": {"type": "strin"}}}',
+            "/properties/a",
+        ),
+        ("json_schema", "{", "JSON schema"),
+        ("regex", "a(b", "(b"),
+        ("grammar", "start: unknown", "unknown"),
+    ],
+)
+def test_a_form_that_cannot_be_compiled_is_refused_with_its_place(text, kind, wrong, place):
+    request = _request()
+    setattr(request.constraint, kind, wrong)
+    error = _refused(text.Generate, request)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert place in error.details()
+
+
+def test_ten_times_too_many_are_refused_with_a_time_to_come_back(text):
+    request = _request(max_new_tokens=200)
+    outcomes, codes = [], []
+    calls = [text.Generate(request) for _ in range(80)]
+
+    def drain(call):
+        try:
+            outcomes.append(sum(len(r.piece.tokens) for r in call))
+        except grpc.RpcError as error:
+            codes.append((error.code(), dict(error.trailing_metadata()), error.details()))
+
+    threads = [threading.Thread(target=drain, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) + len(codes) == 80
+    assert codes, "nobody was refused"
+    for code, metadata, details in codes:
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert int(metadata["grpc-retry-pushback-ms"]) >= 500
+        assert "Try again in" in details
+    assert set(outcomes) == {200}
+
+
+def test_every_request_chooses_its_adapter_and_all_share_the_batch(text):
+    alone = {name: _answer(text, _request(adapter=name))[0] for name in ("", ONE, TWO)}
+    assert len({tuple(tokens) for tokens in alone.values()}) == 3
+    names = ["", ONE, TWO, ONE] * 2
+    calls = [(name, text.Generate(_request(adapter=name))) for name in names[:4]]
+    for name, call in calls:
+        tokens = [token.id for response in call for token in response.piece.tokens]
+        assert tokens == alone[name]
+
+
+def test_an_adapters_name_is_a_models_name_too(text):
+    by_name = _answer(text, _request(model=ONE))[0]
+    assert by_name == _answer(text, _request(adapter=ONE))[0]
+
+
+def test_an_adapters_prefixes_serve_no_other(text):
+    prompt = "Which adapter has read this before? " * 2
+    cached = [
+        _answer(text, _request(prompt, adapter=name))[2].usage.cached_tokens
+        for name in ("", ONE, TWO, ONE)
+    ]
+    assert cached[:3] == [0, 0, 0]
+    assert cached[3] > 40
+
+
+def test_adapters_come_and_go_while_the_base_answers(text, adapters, server):
+    def names():
+        return [a.name for a in adapters.List(adapters_pb2.ListAdaptersRequest()).adapters]
+
+    assert names() == sorted([ONE, TWO])
+    expected = _answer(text, _request(adapter=TWO))[0]
+    running = text.Generate(_request(max_new_tokens=200, adapter=TWO))
+    next(running)
+    adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=TWO))
+    assert sum(len(r.piece.tokens) for r in running) >= 1  # its running answer went on
+    assert names() == [ONE]
+    error = _refused(text.Generate, _request(adapter=TWO))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert ONE in error.details()
+    assert _answer(text, _request())[0]
+    loaded = adapters.Load(adapters_pb2.LoadAdapterRequest(name=TWO))
+    assert (loaded.model, loaded.digest) == (MODEL, Store(server.store).slot(TWO).active)
+    assert _answer(text, _request(adapter=TWO))[0] == expected
+
+
+@pytest.mark.parametrize("name", ["nobody", MODEL])
+def test_what_is_no_adapter_cannot_be_loaded(adapters, name):
+    with pytest.raises(grpc.RpcError) as caught:
+        adapters.Load(adapters_pb2.LoadAdapterRequest(name=name))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND

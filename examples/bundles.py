@@ -16,8 +16,17 @@ CACHE = ROOT / ".cache"
 PRESS_LINE = ROOT / "examples" / "press_line"
 ADAPTER = PRESS_LINE / "adapter"
 
-_SHAPING = ("export/outpost_export", "runtime/outpost_runtime", "examples/base_models")
-"""Folders whose change may change a bundle."""
+_RUNTIME = "runtime/outpost_runtime"
+_SHAPING = (
+    "export/outpost_export",
+    "examples/base_models",
+    *(f"{_RUNTIME}/{name}.py" for name in ("documents", "golden", "interface", "manifest")),
+    *(f"{_RUNTIME}/{name}.py" for name in ("tensors", "tokenizer")),
+    f"{_RUNTIME}/sessions",
+    *(f"{_RUNTIME}/text/{name}.py" for name in ("adapters", "adapter_session", "chat")),
+    *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring")),
+)
+"""What may change a bundle or its figures; how it is served may not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +135,8 @@ def _fingerprint(example: Example, more: tuple[str, ...]) -> str:
 
 def _shaping_files(example: Example) -> Iterator[Path]:
     yield ROOT / "requirements.lock"
-    for folder in _SHAPING:
-        yield from sorted((ROOT / folder).rglob("*.py"))
+    for name in _SHAPING:
+        path = ROOT / name
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else (path,)
     for path in example.files:
         yield from sorted(path.rglob("*")) if path.is_dir() else (path,)

@@ -226,3 +226,29 @@ def test_what_is_no_adapter_cannot_be_loaded(adapters, name):
     with pytest.raises(grpc.RpcError) as caught:
         adapters.Load(adapters_pb2.LoadAdapterRequest(name=name))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_conversation_goes_on_after_the_server_was_restarted(tmp_path):
+    prompt = "The gate of press two does not close, whatever we do. " * 2
+    seen = []
+    for folder in ("first", "second"):
+        options = ("--threads", "1", "--keep-prompts", str(tmp_path / "prompts"))
+        with (
+            serving(tmp_path / folder, [DECODER], *options) as running,
+            grpc.insecure_channel(running.address) as channel,
+        ):
+            seen.append(_answer(text_pb2_grpc.TextStub(channel), _request(prompt)))
+    assert seen[0][0] == seen[1][0]
+    assert [summary.usage.cached_tokens > 60 for _, _, summary in seen] == [False, True]
+
+
+def test_nothing_of_a_prompt_is_on_disk_unless_asked_for(tmp_path):
+    prompt = "A secret that stays in memory. "
+    with (
+        serving(tmp_path, [DECODER], "--threads", "1") as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        _answer(text_pb2_grpc.TextStub(channel), _request(prompt))
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not any(name.endswith(".safetensors") and len(name) > 64 for name in names)
+    assert b"secret" not in (tmp_path / "server.log").read_bytes()

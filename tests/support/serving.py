@@ -36,6 +36,7 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
     log = folder / "server.log"
     command = [sys.executable, "-m", "outpost_runtime.cli", "serve", "--store", store]
     command += ["--address", _ANY_PORT, "--metrics-address", _ANY_PORT, *options]
+    folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"}

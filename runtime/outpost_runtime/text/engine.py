@@ -341,16 +341,16 @@ class TextEngine:
         sequence, drafter = generation.sequence, generation.drafter
         assert drafter is not None  # noqa: S101 - it made the draft
         logits = self._runner.verify(sequence, draft)
-        accepted = 0
+        generation.drafted += len(draft)
+        before = generation.accepted
         for guess, row in zip([*draft, None], logits, strict=True):
             self._emit(generation, row, 1)
             if generation.ended or sequence.token_ids[-1] != guess:
                 break
-            accepted += 1
+            generation.accepted += 1
+        accepted = generation.accepted - before
         self._runner.accept(sequence, accepted)
         drafter.judge(len(draft), accepted, len(sequence.token_ids))
-        generation.drafted += len(draft)
-        generation.accepted += accepted
 
     def _read(self, generation: Generation, beside: bool) -> None:  # noqa: FBT001 - by _guarded
         sequence = generation.sequence

@@ -34,6 +34,8 @@ _SETTINGS = (
     },
 )
 
+pytestmark = pytest.mark.slow  # every build is measured against transformers
+
 
 @pytest.fixture(scope="module")
 def base(llama, tmp_path_factory):
@@ -125,7 +127,6 @@ def test_a_prompt_read_in_chunks_gives_the_same_answer(bank, session, built, mer
     assert _close(logits, wanted_logits)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "targets"),
     [

@@ -120,8 +120,10 @@ def _text_or_file(text: str) -> str:
         return text
     try:
         return Path(text[1:]).read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise InvalidInputError(f"{text[1:]} cannot be read: {error}.") from error
+    except OSError as error:
+        raise InvalidInputError(f"{text[1:]} cannot be read: {error.strerror}.") from error
+    except UnicodeError as error:
+        raise InvalidInputError(f"{text[1:]} is not UTF-8 text.") from error
 
 
 def _stream(client: Client, request: text_pb2.GenerateRequest) -> None:

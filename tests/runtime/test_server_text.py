@@ -221,6 +221,16 @@ def test_adapters_come_and_go_while_the_base_answers(text, adapters, server):
     assert _answer(text, _request(adapter=TWO))[0] == expected
 
 
+def test_many_who_reload_an_adapter_keep_nobody_from_an_answer(text, adapters):
+    running = text.Generate(_request(max_new_tokens=200, adapter=ONE))
+    next(running)
+    loads = [adapters.Load.future(adapters_pb2.LoadAdapterRequest(name=ONE)) for _ in range(20)]
+    assert len(_answer(text, _request(max_new_tokens=5))[0]) == 5
+    for load in loads:
+        assert load.exception() is None or load.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    running.cancel()
+
+
 @pytest.mark.parametrize("name", ["nobody", MODEL])
 def test_what_is_no_adapter_cannot_be_loaded(adapters, name):
     with pytest.raises(grpc.RpcError) as caught:

@@ -1,6 +1,7 @@
 """``outpost.v1.Adapters``: adapters of served models, loaded and unloaded live."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -12,14 +13,21 @@ from outpost_runtime.text.model import TextModel
 
 SERVICE = "outpost.v1.Adapters"
 
+_THREADS = 4
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdaptersService(adapters_pb2_grpc.AdaptersServicer):
-    """Handlers of the service. Loading waits for a disk, unloading for answers: in threads."""
+    """Handlers of the service.
+
+    Loading waits for a disk and unloading for answers: in threads of their own, because
+    the event loop's are few, and those who only ask would wait for them.
+    """
 
     def __init__(self, models: Models) -> None:
         self._models = models
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="adapters")
 
     async def List(  # noqa: N802 - the wire's name
         self, request: adapters_pb2.ListAdaptersRequest, _context: Context
@@ -39,14 +47,16 @@ class AdaptersService(adapters_pb2_grpc.AdaptersServicer):
         self, request: adapters_pb2.LoadAdapterRequest, _context: Context
     ) -> adapters_pb2.Adapter:
         """Load an adapter from the store."""
-        model = await asyncio.to_thread(self._models.load_adapter, request.name)
+        loop = asyncio.get_running_loop()
+        model = await loop.run_in_executor(self._threads, self._models.load_adapter, request.name)
         return _described(model, model.adapters.get(request.name))
 
     async def Unload(  # noqa: N802 - the wire's name
         self, request: adapters_pb2.UnloadAdapterRequest, _context: Context
     ) -> adapters_pb2.UnloadAdapterResponse:
         """Unload an adapter."""
-        await asyncio.to_thread(self._models.unload_adapter, request.name)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._models.unload_adapter, request.name)
         return adapters_pb2.UnloadAdapterResponse()
 
 

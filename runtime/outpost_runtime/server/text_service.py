@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,7 @@ class TextService(text_pb2_grpc.TextServicer):
     def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
+        self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
 
     async def Generate(  # noqa: N802 - the wire's name
         self,
@@ -56,13 +58,17 @@ class TextService(text_pb2_grpc.TextServicer):
     ) -> AsyncIterator[text_pb2.GenerateResponse]:
         """Stream an answer; a cancelled call stops the work within one token."""
         model, adapter = self._models.text(request.model, request.adapter)
+        loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
-        # Tokenizing a long prompt takes milliseconds that other calls should not wait.
-        text_request = await asyncio.to_thread(to_text_request, request, model, adapter, deadline)
+        # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
+        # compiling a schema may take seconds that other tokenizing should not wait.
+        threads = self._compiling if request.HasField("constraint") else None
+        text_request = await loop.run_in_executor(
+            threads, to_text_request, request, model, adapter, deadline
+        )
 
         events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         generation = model.engine.submit(
             text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
         )

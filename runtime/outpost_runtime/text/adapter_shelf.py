@@ -7,6 +7,7 @@ The base's second graph is opened with the first adapter.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from outpost_runtime.bundle import Bundle
@@ -84,6 +85,8 @@ class AdapterShelf:
     def load(self, bundle: Bundle, special_tokens: dict[str, str]) -> None:
         """Load an adapter's bundle; one of the same name is replaced without a gap.
 
+        The one before takes a place until its running answers have ended.
+
         Args:
             bundle: Verified before.
             special_tokens: The base's, for the adapter's chat template.
@@ -129,7 +132,8 @@ class AdapterShelf:
             shelved = self.get(name)
             del self._shelved[name]
             assert self._bank is not None  # noqa: S101 - an adapter was loaded
-            self._retire(shelved, self._bank)
+            retired = self._retire(shelved, self._bank)
+        retired.result()
 
     def close(self) -> None:
         """Free the graph; the engine has ended before."""
@@ -142,8 +146,8 @@ class AdapterShelf:
             self._engine.call(lambda: self._decoder.attach(session))
             self._session = session
 
-    def _retire(self, shelved: ShelvedAdapter, bank: AdapterBank) -> None:
-        self._engine.retire(shelved.adapter, lambda: bank.unload(shelved.adapter.index))
+    def _retire(self, shelved: ShelvedAdapter, bank: AdapterBank) -> "Future[None]":
+        return self._engine.retire(shelved.adapter, lambda: bank.unload(shelved.adapter.index))
 
 
 def _brought(

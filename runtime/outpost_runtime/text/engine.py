@@ -185,14 +185,18 @@ class TextEngine:
         """Do something with what is remembered, between two runs; see :meth:`call`."""
         return self.call(lambda: act(self._runner.cache, self._runner.memory))
 
-    def retire(self, adapter: Adapter, act: Callable[[], T]) -> T:
-        """Refuse new requests for an adapter, wait for its running ones, then :meth:`call`."""
+    def retire(self, adapter: Adapter, act: Callable[[], T]) -> "Future[T]":
+        """Refuse new requests for an adapter from now on, and :meth:`call` after its last one.
+
+        Returns:
+            A future of what ``act`` returns; its running answers may take a while.
+        """
 
         def forget_and_act() -> T:
             self._runner.cache.forget(adapter.digest)
             return act()
 
-        return self._enqueue(adapter, forget_and_act).result()
+        return self._enqueue(adapter, forget_and_act)
 
     def state(self) -> EngineState:
         """Return what the engine is doing."""

@@ -1,0 +1,124 @@
+"""Who is measured."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import peers
+from bench.workers import Launch
+from examples import bundles
+
+OURS = "Outpost cpu-int8"
+"""What the peers are compared with."""
+
+TARGETS = ("cpu-int8", "cpu-fp32")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """An engine with a model.
+
+    Attributes:
+        model_bytes: Weights and graph on disk; what a token at one stream reads.
+        peer: Whether it is somebody else's.
+        weights_of: The contestant whose weights it shares, if it cannot be asked for perplexity.
+    """
+
+    launch: Launch
+    model_bytes: int
+    peer: bool = True
+    weights_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables."""
+        return self.launch.name
+
+
+def contestants(outposts: Mapping[str, Path]) -> list[Contestant]:
+    """Return everybody, with all that they need made.
+
+    Args:
+        outposts: Outpost's bundles by target.
+    """
+    ours = [_outpost(target, folder) for target, folder in outposts.items()]
+    return [*ours, *_llama_cpp(), *_genai(), *_openvino()]
+
+
+def bundle_folders(built: Path | None) -> dict[str, Path]:
+    """Return Outpost's bundles by target, built if there is no folder that has them."""
+    if built:
+        return {target: built / target for target in TARGETS}
+    return {target: bundles.path_of("gemma-3-270m", target) for target in TARGETS}
+
+
+def endless(bundle: Path, out: Path) -> Path:
+    """Return a copy, by links, of a bundle whose answers do not end by themselves."""
+    out.mkdir(parents=True)
+    for path in bundle.iterdir():
+        if path.name != "manifest.json":
+            os.link(path, out / path.name)
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["interface"]["end_tokens"] = []
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return out
+
+
+def _outpost(target: str, folder: Path) -> Contestant:
+    launch = Launch(
+        name=f"Outpost {target}", module="bench.outpost_worker", arguments=(str(folder),)
+    )
+    return Contestant(launch=launch, model_bytes=_bytes(folder, "model.onnx*"), peer=False)
+
+
+def _llama_cpp() -> list[Contestant]:
+    python = peers.llama_cpp_python()
+    return [
+        Contestant(
+            launch=Launch(
+                name=f"llama.cpp {kind}",
+                module="bench.llama_cpp_worker",
+                arguments=(str(path),),
+                python=python,
+            ),
+            model_bytes=path.stat().st_size,
+        )
+        for kind, path in (("Q8_0", peers.gguf_q8()), ("Q4_K_M", peers.gguf()))
+    ]
+
+
+def _genai() -> list[Contestant]:
+    folder = peers.genai_folder()
+    arguments, size = (str(folder),), _bytes(folder, "model.onnx*")
+    generator = Launch(
+        name="genai Generator int8", module="bench.genai_worker", arguments=arguments
+    )
+    engine = Launch(
+        name="genai Engine int8", module="bench.genai_engine_worker", arguments=arguments
+    )
+    return [
+        Contestant(launch=generator, model_bytes=size),
+        Contestant(launch=engine, model_bytes=size, weights_of=generator.name),
+    ]
+
+
+def _openvino() -> list[Contestant]:
+    folder, python = peers.openvino_folder(), peers.openvino_python()
+    return [
+        Contestant(
+            launch=Launch(
+                name=f"OpenVINO int8, {precision}",
+                module="bench.openvino_worker",
+                arguments=(str(folder), precision),
+                python=python,
+            ),
+            model_bytes=_bytes(folder, "openvino_model.*"),
+        )
+        for precision in ("bf16", "f32")
+    ]
+
+
+def _bytes(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))

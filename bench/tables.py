@@ -1,0 +1,135 @@
+"""A report as Markdown."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from bench.contestants import OURS
+from bench.material import PREFIX_TOKENS, PROMPT_TOKENS, TAIL_TOKENS
+from bench.report import EQUAL_QUALITY, Measure, Report, median_and_range
+from bench.workers import CONTEXT, THREADS
+
+_NONE = "-"
+_DIGITS = ((1.0, 3), (10.0, 2), (100.0, 1), (math.inf, 0))
+"""Below this, a figure has so many digits behind the point."""
+
+
+def markdown(report: Report) -> str:
+    """Return all tables and what they mean."""
+    sections = [
+        f"## Quality and size\n\n{_quality(report)}",
+        f"## Speed\n\n{_speeds(report)}",
+        f"## {OURS} compared\n\n{_compared(report)}",
+        f"## Through gRPC\n\n{_remote(report)}",
+    ]
+    return "\n\n".join(["# Gemma 3 270M, engine beside engine", _caption(report), *sections]) + "\n"
+
+
+def _caption(report: Report) -> str:
+    plan, (middle, least, most) = report.plan, median_and_range(report.bandwidths)
+    return (
+        f"Engines take turns, {plan.rounds} times over: medians. {THREADS} threads "
+        f"each. Decode: {plan.tokens} tokens per stream after prompts of {PROMPT_TOKENS}, "
+        "tokens/s of all streams together; prefill: tokens/s; first token: seconds, after "
+        f"{PREFIX_TOKENS} + {TAIL_TOKENS} tokens, warm when the {PREFIX_TOKENS} had been read "
+        f"before. Perplexity on {plan.evaluated} tokens. Memory: the most that a fresh process "
+        f"with {plan.memory_streams} streams of up to {CONTEXT:,} tokens had resident. Bandwidth: "
+        f"{middle / 1e9:.1f} GB/s ({least / 1e9:.1f} to {most / 1e9:.1f}). The rest is in "
+        "[README.md](../README.md)."
+    )
+
+
+def _quality(report: Report) -> str:
+    measured = report.measured
+    rows = [
+        [
+            "checkpoint (transformers, float32)", "",
+            f"{measured.checkpoint_perplexity:.3f}", "", "", "", "",
+        ]
+    ]  # fmt: skip
+    rows += [
+        [
+            contestant.name,
+            f"{contestant.model_bytes / 1e6:.0f}",
+            f"{measured.perplexity[contestant.name]:.3f}",
+            f"{report.increase(contestant.name):+.2%}",
+            "yes" if report.is_equal_quality(contestant.name) else "not equal quality",
+            f"{measured.peak_megabytes[contestant.name]:.0f}",
+            f"{report.bandwidth_share(contestant):.0%}",
+        ]
+        for contestant in report.contestants
+    ]
+    titles = [
+        "engine", "model, MB", "perplexity", "to checkpoint",
+        f"within +{EQUAL_QUALITY:.0%}", "peak memory, MB", "of the bandwidth, 1 stream",
+    ]  # fmt: skip
+    return _table(titles, rows)
+
+
+def _speeds(report: Report) -> str:
+    measures = report.speeds()
+    rows = [
+        [name, *(_figure(measure.median(name)) for measure in measures)] for name in report.names
+    ]
+    return _table(["engine", *(measure.title for measure in measures)], rows)
+
+
+def _compared(report: Report) -> str:
+    explained = (
+        "How many times better than a peer (above 1: better; for seconds and bytes, how many times "
+        "less): the median of the rounds' ratios, with the least and the most of them for the best "
+        "peer of equal quality."
+    )
+    rows = [_comparison(report, measure) for measure in (*report.speeds(), *report.costs())]
+    titles = [
+        "",
+        OURS,
+        "best peer of equal quality",
+        "to it",
+        *(_marked(report, peer) for peer in report.peers),
+    ]
+    return f"{explained}\n\n{_table(titles, rows)}"
+
+
+def _comparison(report: Report, measure: Measure) -> list[str]:
+    best = measure.best(report.equal_peers)
+    middle, least, most = median_and_range(measure.ratios(best))
+    spread = f" ({least:.2f} to {most:.2f})" if len(measure.values[best]) > 1 else ""
+    return [
+        measure.title,
+        _figure(measure.median(OURS)),
+        f"{best}: {_figure(measure.median(best))}",
+        f"**{middle:.2f}**{spread}",
+        *(_ratio(median_and_range(measure.ratios(peer))[0]) for peer in report.peers),
+    ]
+
+
+def _marked(report: Report, peer: str) -> str:
+    return peer if report.is_equal_quality(peer) else f"{peer} (not equal quality)"
+
+
+def _remote(report: Report) -> str:
+    explained = (
+        "Tokens/s of a client in another process on the same cores, beside the engine asked in its "
+        "own process right before."
+    )
+    rows = [
+        [str(remote.streams), _figure(remote.engine), _figure(remote.client), _ratio(remote.ratio)]
+        for remote in report.remotes()
+    ]
+    return f"{explained}\n\n{_table(['streams', 'engine', 'client', 'client to engine'], rows)}"
+
+
+def _figure(value: float) -> str:
+    if math.isnan(value):
+        return _NONE
+    digits = next(digits for limit, digits in _DIGITS if value < limit)
+    return f"{value:.{digits}f}"
+
+
+def _ratio(value: float) -> str:
+    return _NONE if math.isnan(value) else f"{value:.2f}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [titles, ["---", *("---:" for _ in titles[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

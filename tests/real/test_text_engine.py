@@ -1,19 +1,16 @@
 """What the text engine promises, kept by a real language model."""
 
-import json
 import queue
 
 import pytest
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.models import open_model
 from outpost_runtime.text.chat import Message
-from outpost_runtime.text.constraint import ConstraintKind
 from outpost_runtime.text.memory import TextLimits
-from outpost_runtime.text.request import FinishReason, Sampling, TextRequest, TokenEvent
+from outpost_runtime.text.request import Sampling, TextRequest, TokenEvent
 
 from examples import bundles
 from examples.press_line.faults import load_catalogue
-from tests.support import schemas
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
 
@@ -105,31 +102,3 @@ def test_an_adapter_gives_the_tokens_of_the_merged_bundle_in_fp32(exact):
     assert [_tokens(_end(events)) for events in waiting] == wanted
     assert alone == _tokens(_end(_begin(exact, _request(exact, PROMPTS[0]))))
     exact.adapters.unload("press-line-adapter")
-
-
-def test_two_hundred_random_schemas_give_two_hundred_valid_answers():
-    model = open_model(read_bundle(bundles.path_of("gemma-3-270m", "cpu-int8")))
-    asked = [schemas.random_schema(seed) for seed in range(200)]
-    wrong = []
-    for first in range(0, len(asked), 8):
-        waiting = []
-        for seed, schema in enumerate(asked[first : first + 8], first):
-            form = model.constraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema))
-            request = _request(
-                model,
-                f"A record of machine {seed} as JSON: ",
-                tokens=1500,
-                sampling=Sampling(temperature=1.0),
-                seed=seed,
-                constraint=form,
-            )
-            waiting.append((schema, _begin(model, request)))
-        for schema, events in waiting:
-            *made, last = _end(events)
-            text = "".join(event.text for event in made) + last.text
-            if last.reason is not FinishReason.END_OF_TEXT:
-                wrong.append((schema, last.reason, text[-80:]))
-            elif faults := schemas.faults(schema, schemas.parse(text)):
-                wrong.append((schema, faults, text))
-    model.close()
-    assert wrong == []

@@ -84,3 +84,15 @@ def test_a_full_disk_costs_the_file_and_nothing_else(tmp_path, caplog):
 def test_without_a_file_there_is_nothing_to_remember(tmp_path, caplog):
     assert _cached_after_loading(tmp_path) == 0
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("blocks", range(1, 14))
+def test_whatever_fits_no_text_is_answered_from_anothers_memory(tmp_path, blocks):
+    prompts = [[(n * step) % 50 + 4 for n in range(70)] for step in (3, 7, 11)]
+    engine = new_engine(bundle=BUNDLE, blocks=64)
+    for prompt in prompts:
+        events_of(engine, new_request(prompt, max_new_tokens=1))
+    engine.with_prefixes(lambda *kept: prefix_file.save(tmp_path, BUNDLE, *kept))
+    engine.close()
+    for asked in prompts:
+        _cached_after_loading(tmp_path, asked, blocks=blocks)  # compares with the toy's language

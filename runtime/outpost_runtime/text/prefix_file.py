@@ -131,12 +131,15 @@ def _restore(
     cache: PrefixCache,
     memory: KeyValueMemory,
 ) -> None:
-    texts: list[list[int]] = []
+    chains: list[list[int]] = []  # per block of the file: the places of its ancestors and its own
     blocks = [name for name in tensors if name not in ("tokens", "parents", "roots")]
-    for place, tokens in enumerate(tensors["tokens"].tolist()):
-        parent, root = int(tensors["parents"][place]), int(tensors["roots"][place])
-        texts.append([*(texts[parent] if parent >= 0 else []), *tokens])
-        adapter = adapters[root] if root >= 0 else None
-        for block, first in cache.add(Root(bundle=bundle, adapter=adapter), texts[-1]):
-            if first == len(texts[-1]) - BLOCK_TOKENS:
-                memory.import_block(block, {name: tensors[name][place] for name in blocks})
+    for place in range(len(tensors["tokens"])):
+        parent = int(tensors["parents"][place])
+        chains.append([*(chains[parent] if parent >= 0 else []), place])
+        root = int(tensors["roots"][chains[-1][0]])
+        computed_by = Root(bundle=bundle, adapter=adapters[root] if root >= 0 else None)
+        text = tensors["tokens"][chains[-1]].ravel().tolist()
+        # Ancestors may have made room for others meanwhile, and then come back with it.
+        for block, first in cache.add(computed_by, text):
+            source = chains[-1][first // BLOCK_TOKENS]
+            memory.import_block(block, {name: tensors[name][source] for name in blocks})

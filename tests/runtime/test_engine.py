@@ -1,6 +1,7 @@
 import queue
 import time
 
+import numpy as np
 import pytest
 from outpost_runtime.errors import (
     BusyError,
@@ -11,6 +12,7 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.text.pace import LARGEST_CHUNK
 from outpost_runtime.text.request import (
+    Adapter,
     FailEvent,
     FinishEvent,
     FinishReason,
@@ -25,6 +27,7 @@ from tests.support.answers import (
     events_of,
     new_engine,
     new_request,
+    token_ids,
 )
 
 
@@ -195,3 +198,35 @@ def test_a_sink_that_fails_loses_its_request_and_no_other(caplog):
     assert isinstance(events_of(engine, new_request(max_new_tokens=2))[-1], FinishEvent)
     assert "sink failed" in caplog.text
     engine.close()
+
+
+class Form:
+    """A constraint: three tokens, and then nothing but the base's end."""
+
+    def __init__(self, end):
+        self.end = end
+        self.left = 3
+
+    def apply(self, logits):
+        if self.left:
+            return logits
+        masked = np.full_like(logits, -np.inf)
+        masked[self.end] = 0
+        return masked
+
+    def advance(self, token):
+        self.left -= token != self.end
+
+    def accepts(self, _tokens):
+        return 0
+
+
+def test_an_adapter_with_an_end_of_its_own_ends_where_the_form_does():
+    base_end, own_end = 1, 2
+    engine = new_engine(end_tokens=frozenset([base_end]))
+    adapter = Adapter(name="a", index=None, digest="d", end_tokens=frozenset([own_end]))
+    request = new_request(adapter=adapter, constraint=Form(base_end), max_new_tokens=20)
+    events = events_of(engine, request)
+    engine.close()
+    assert events[-1].reason is FinishReason.END_OF_TEXT
+    assert token_ids(events) == continuation([5, 6, 7], 3)

@@ -246,18 +246,24 @@ class TextEngine:
             )
         adapter = request.adapter
         root = Root(bundle=self._bundle, adapter=adapter.digest if adapter else None)
-        own_ends = adapter.end_tokens if adapter else None
         return Generation(
             sequence=Sequence(request=request, since=time.monotonic(), root=root),
             sink=sink,
             answer=Answer(
                 request,
                 decode_text=self._decode_text,
-                end_tokens=self._end_tokens if own_ends is None else own_ends,
+                end_tokens=self._ends(request),
                 limit=min(request.max_new_tokens or room, room),
             ),
             drafter=Drafter() if self._speculate else None,
         )
+
+    def _ends(self, request: TextRequest) -> frozenset[int]:
+        own = request.adapter.end_tokens if request.adapter else None
+        if own is None:
+            return self._end_tokens
+        # A form ends with the base's tokens, whose constraint it is.
+        return own | self._end_tokens if request.constraint else own
 
     def _busy(self, error: BusyError) -> BusyError:
         seconds = self._answer_seconds * (1 + self._scheduler.waiting / self._runner.rows)
@@ -280,6 +286,8 @@ class TextEngine:
             call.future.set_exception(closed)
 
     def _answer_calls(self) -> None:
+        if not self._calls:
+            return
         with self._changed:
             used = {g.sequence.request.adapter for g in self._generations.values()} - {None}
             due = [call for call in self._calls if call.adapter not in used]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.models import open_model
-from outpost_runtime.text.memory import TextLimits
+from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.request import FinishEvent, Sampling, TextRequest, TokenEvent
 from outpost_runtime.text.scoring import score

@@ -20,7 +20,7 @@ from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.store import Store
 from outpost_runtime.tensor_engine import TensorEngine
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
-from outpost_runtime.text.memory import TextLimits
+from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 
 _LOG = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.models import open_model
 from outpost_runtime.text.chat import Message
-from outpost_runtime.text.memory import TextLimits
+from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import Sampling, TextRequest, TokenEvent
 
 from examples import bundles

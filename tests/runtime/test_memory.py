@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.tensors import TensorSpec
+from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.memory import (
     BLOCK_TOKENS,
     KeyValueMemory,
     MemoryPlan,
-    TextLimits,
     plan_memory,
 )
 

@@ -9,14 +9,14 @@ from outpost_runtime.cli.storing import add_store_option
 from outpost_runtime.client import DEFAULT_ADDRESS
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.store import Store
+from outpost_runtime.text.limits import TextLimits
 
 if TYPE_CHECKING:
-    from outpost_runtime.text.memory import TextLimits
-
     # argparse has no public name for what add_subparsers returns.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 _DEFAULT_METRICS = "127.0.0.1:8000"
+_DEFAULTS = TextLimits()
 
 
 def add_commands(commands: "Commands") -> None:
@@ -30,28 +30,28 @@ def add_commands(commands: "Commands") -> None:
     serve.add_argument(
         "--streams",
         type=int,
-        default=8,
+        default=_DEFAULTS.streams,
         metavar="N",
         help="answers that a text model makes at once, if its memory allows (%(default)s)",
     )
     serve.add_argument(
         "--kv-memory",
         type=int,
-        default=1024,
+        default=_DEFAULTS.memory_bytes >> 20,
         metavar="MIB",
         help="key/value memory of a text model, remembered prompts included (%(default)s)",
     )
     serve.add_argument(
         "--queue",
         type=int,
-        default=64,
+        default=_DEFAULTS.queue_limit,
         metavar="N",
         help="requests of a text model that may wait before others are refused (%(default)s)",
     )
     serve.add_argument(
         "--adapters",
         type=int,
-        default=8,
+        default=_DEFAULTS.adapters,
         metavar="N",
         help="adapters that a text model can have loaded at once (%(default)s)",
     )
@@ -70,9 +70,7 @@ def add_commands(commands: "Commands") -> None:
     serve.set_defaults(run=_serve)
 
 
-def _limits(parsed: argparse.Namespace) -> "TextLimits":
-    from outpost_runtime.text.memory import TextLimits  # noqa: PLC0415 - loads numpy
-
+def _limits(parsed: argparse.Namespace) -> TextLimits:
     return TextLimits(
         streams=parsed.streams,
         memory_bytes=parsed.kv_memory << 20,

@@ -21,8 +21,6 @@ from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.engine import TextEngine
 from outpost_runtime.text.request import Adapter, Sampling
 
-DEFAULT_CAPACITY = 8
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShelvedAdapter:
@@ -52,7 +50,7 @@ class AdapterShelf:
         decoder: Decoder,
         open_graph: Callable[[], Session],
         *,
-        capacity: int = DEFAULT_CAPACITY,
+        capacity: int,
     ) -> None:
         self._base = base
         self._engine = engine

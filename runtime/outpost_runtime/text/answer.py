@@ -41,9 +41,9 @@ class Answer:
         greedy = request.sampling.temperature == 0
         self.seed = None if greedy else _seed(request.seed)
         self._random = random.Random(self.seed)  # noqa: S311 - for sampling, not for secrets
+        self._count = 0
         self._made: Counter[int] = Counter()
         self._seen = set(request.prompt_ids) if request.sampling.repetition_penalty != 1 else set()
-        self.token_ids: list[int] = []
         self.reason: FinishReason | None = None
 
     def take(self, logits: NDArray[np.float32]) -> TokenEvent | None:
@@ -83,10 +83,10 @@ class Answer:
     @property
     def room(self) -> int:
         """Tokens that the answer may still have."""
-        return self._limit - len(self.token_ids)
+        return self._limit - self._count
 
     def _append(self, token: int) -> str:
-        self.token_ids.append(token)
+        self._count += 1
         self._made[token] += 1
         self._seen.add(token)
         text = self._assembler.add(token)

@@ -46,8 +46,6 @@ from outpost_runtime.text.request import (
 from outpost_runtime.text.runner import Runner
 from outpost_runtime.text.scheduler import PATIENCE_SECONDS, Scheduler, Sequence, Step
 
-QUEUE_LIMIT = 64
-
 _LOG = logging.getLogger(__name__)
 _SHORTEST_RETRY_SECONDS = 0.5
 _WEIGHT = 0.2
@@ -118,8 +116,8 @@ class TextEngine:
         *,
         decode_text: Decode,
         end_tokens: frozenset[int],
+        queue_limit: int,
         bundle: str = "",
-        queue_limit: int = QUEUE_LIMIT,
         patience: float = PATIENCE_SECONDS,
         speculate: bool = False,
     ) -> None:

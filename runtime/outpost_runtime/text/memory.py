@@ -10,48 +10,19 @@ cache. Which row and which block is decided elsewhere (``scheduler.py``,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.tensors import Array, TensorSpec
+from outpost_runtime.text.limits import TextLimits
 
 BLOCK_TOKENS = 16
 """Tokens of one block. Few, so that little of a known prompt has to be read again."""
 
-DEFAULT_MEMORY_BYTES = 1 << 30
-DEFAULT_STREAMS = 8
-
 _CACHE_SHARE = 0.25
 """Of a memory budget, kept for the prefix cache while there are rows to give up for it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextLimits:
-    """How much a text model may take of a machine.
-
-    Attributes:
-        streams: Sequences that live at once, at most.
-        memory_bytes: For rows and cached blocks together.
-        queue_limit: Requests that may wait.
-        adapters: Adapters that can be loaded at once.
-        prefix_folder: Where remembered prompts are kept over a restart, in the clear; None
-            keeps them in memory only.
-    """
-
-    streams: int = DEFAULT_STREAMS
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
-    queue_limit: int = 64
-    adapters: int = 8
-    prefix_folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.streams, self.queue_limit, self.adapters) < 1:
-            raise ConfigurationError(
-                "A text model needs at least one stream, one place to wait, one for an adapter."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,10 +97,9 @@ class KeyValueMemory:
 
     def keep(self, row: int, first_token: int, block: int) -> None:
         """Copy the tokens of a row from ``first_token`` on into a block."""
-        there = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
         here = slice(first_token, first_token + BLOCK_TOKENS)
         for name, array in self._rows.items():
-            self._blocks[name][:, there] = array[row, :, here]
+            _block(self._blocks[name], block)[:] = array[row, :, here]
 
     def restore(self, blocks: Sequence[int], row: int, first_token: int) -> None:
         """Copy blocks, one behind the other, into a row from ``first_token`` on."""

@@ -13,7 +13,8 @@ from outpost_runtime.text.chat import ChatTemplate, Message
 from outpost_runtime.text.constraint import Constraint, ConstraintCompiler, ConstraintKind
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.engine import TextEngine
-from outpost_runtime.text.memory import KeyValueMemory, TextLimits, plan_memory
+from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.text.memory import KeyValueMemory, plan_memory
 from outpost_runtime.text.prefix_cache import PrefixCache
 from outpost_runtime.text.request import Sampling
 from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer

@@ -23,12 +23,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from outpost_runtime.errors import BusyError
+from outpost_runtime.text.pace import LARGEST_CHUNK
 from outpost_runtime.text.prefix_cache import Root
 from outpost_runtime.text.request import Priority, TextRequest
 
 PATIENCE_SECONDS = 30.0
 
-_PIECE = 256
 _MUCH_SHORTER = 4
 
 
@@ -232,7 +232,7 @@ class Scheduler:
 
 
 def _pieces(sequence: Sequence) -> int:
-    return -(-sequence.unread // _PIECE)
+    return -(-sequence.unread // LARGEST_CHUNK)
 
 
 def _move(sequence: Sequence, row: int) -> Move:

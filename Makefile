@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNTIME_VENV := .cache/runtime-venv
-PROTOS := proto/outpost/v1/text.proto proto/outpost/v1/embeddings.proto proto/outpost/v1/adapters.proto proto/inference/grpc_service.proto
+PROTOS := proto/outpost/v1/text.proto proto/outpost/v1/embeddings.proto proto/outpost/v1/adapters.proto proto/inference/grpc_service.proto proto/inference/model_config.proto
 PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 

@@ -100,6 +100,7 @@ def _interface(
         labels=tuple(str(labels[index]) for index in range(len(labels))),
         inputs=session.inputs,
         outputs=session.outputs,
+        padded=True,
     )
 
 

@@ -68,6 +68,11 @@ class Reader:
         value: int = self._take(key, int, default)
         return value
 
+    def boolean(self, key: str, default: bool | None = None) -> bool:  # noqa: FBT001 - as its kin
+        """Take true or false; required unless a default is given."""
+        value: bool = self._take(key, bool, default)
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         """Take an integer or a float as float; required unless a default is given."""
         return self._float(key, self._take(key, (int, float), default))

@@ -112,23 +112,37 @@ class EmbeddingInterface:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StateSpec:
+    """A tensor that a model carries from run to run: an output that is the next run's input."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInterface:
     """Any other model: tensors in, tensors out.
 
     Attributes:
         labels: Names of a classifier's classes, in the order of its logits; else empty.
         tokenizer: For clients that make the inputs from text; the runtime does not use it.
-        max_batch: Size of the inputs' first dimension, at most.
-        max_sequence: Size of their second dimension, at most.
+        max_batch: Size of the first dimension of every input and output, at most: requests may
+            then share a run. 0 is a model whose dimensions have other meanings.
+        max_sequence: Size of the inputs' second dimension, at most; None is no limit.
+        padded: Texts of different lengths may share a run: the inputs' second dimension is
+            filled up with zeros, which an attention mask among the inputs tells apart.
+        states: What is carried through a sequence of requests; clients do not see it.
     """
 
     model: str
     tokenizer: str | None
     max_batch: int
-    max_sequence: int
+    max_sequence: int | None
     labels: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    padded: bool = False
+    states: tuple[StateSpec, ...] = ()
     kind: Literal["tensors"] = field(default="tensors", init=False)
 
 
@@ -221,15 +235,49 @@ def _embeddings(reader: Reader) -> EmbeddingInterface:
 
 
 def _tensors(reader: Reader) -> TensorInterface:
-    return TensorInterface(
+    max_batch = reader.integer("max_batch")
+    if max_batch < 0:
+        raise reader.fault("max_batch", "must not be negative")
+    interface = TensorInterface(
         model=reader.string("model"),
         tokenizer=reader.optional("tokenizer", reader.string),
-        max_batch=_positive(reader, "max_batch"),
-        max_sequence=_positive(reader, "max_sequence"),
+        max_batch=max_batch,
+        max_sequence=reader.optional("max_sequence", lambda key: _positive(reader, key)),
         labels=tuple(reader.list_of("labels", str)),
         inputs=_specs(reader, "inputs"),
         outputs=_specs(reader, "outputs"),
+        padded=reader.boolean("padded", default=False),
+        states=tuple(_state(table) for table in reader.optional("states", reader.tables) or ()),
     )
+    _check_batches(reader, interface)
+    _check_states(reader, interface)
+    return interface
+
+
+def _state(reader: Reader) -> StateSpec:
+    state = StateSpec(input=reader.string("input"), output=reader.string("output"))
+    reader.end()
+    return state
+
+
+def _check_batches(reader: Reader, interface: TensorInterface) -> None:
+    tensors = (*interface.inputs, *interface.outputs)
+    if interface.max_batch and any(spec.shape[:1] != (None,) for spec in tensors):
+        raise reader.fault("max_batch", "must be 0: not every tensor's first dimension is free")
+    if interface.padded and not interface.max_batch:
+        raise reader.fault("padded", "needs a max_batch")
+
+
+def _check_states(reader: Reader, interface: TensorInterface) -> None:
+    inputs = {spec.name: spec for spec in interface.inputs}
+    outputs = {spec.name: spec for spec in interface.outputs}
+    for state in interface.states:
+        if state.input not in inputs or state.output not in outputs:
+            raise reader.fault("states", f"names '{state.input}' and '{state.output}': not both are")
+        if inputs[state.input].datatype != outputs[state.output].datatype:
+            raise reader.fault("states", f"'{state.input}' has another datatype as an output")
+    if interface.states and interface.max_batch:
+        raise reader.fault("states", "are for models with a max_batch of 0")
 
 
 def _specs(reader: Reader, key: str) -> tuple[TensorSpec, ...]:

@@ -14,6 +14,8 @@ from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
 QUEUE_LIMIT = 64
 
+_ANY = 1 << 62
+
 Outputs = dict[str, Array]
 _Job = tuple[Mapping[str, Array], "Future[Outputs]"]
 
@@ -29,10 +31,10 @@ class TensorEngine:
     """
 
     def __init__(
-        self, session: Session, *, max_batch: int, max_sequence: int, queue_limit: int = QUEUE_LIMIT
+        self, session: Session, *, max_batch: int, max_sequence: int | None, queue_limit: int = QUEUE_LIMIT
     ) -> None:
         self._session = session
-        self._most = (max_batch, max_sequence)
+        self._most = (max_batch or _ANY, max_sequence or _ANY)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_limit)
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="tensor-engine", daemon=True)

@@ -1,12 +1,14 @@
 """Tensors as the outside sees them: names, datatypes and shapes.
 
 Datatypes are those of the Open Inference Protocol (V2), in manifests as on the wire.
+An element of BYTES is a Python ``bytes`` object in a numpy array of objects.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,8 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BYTES": np.dtype(np.object_),
 }
 _DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 

@@ -17,9 +17,9 @@ import safetensors.numpy
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.interface import TextInterface
-from outpost_runtime.models import Model
+from outpost_runtime.opening import Model
 from outpost_runtime.sessions.ort import OrtSession
-from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.tensor.engine import TensorEngine
 from outpost_runtime.tensors import Array
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank

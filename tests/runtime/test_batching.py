@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 from outpost_runtime.errors import BusyError, DeadlineError, ExecutionError
+from outpost_runtime.priority import Priority
 from outpost_runtime.text.memory import BLOCK_TOKENS
 from outpost_runtime.text.pace import LARGEST_CHUNK
-from outpost_runtime.text.request import FailEvent, FinishEvent, Priority, Sampling, TokenEvent
+from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TokenEvent
 
 from tests.support import toy
 from tests.support.answers import (
@@ -223,7 +224,7 @@ def test_a_fault_in_the_engine_itself_leaves_nobody_hanging(engine, caplog):
         raise ZeroDivisionError("a fault of our own")
 
     class Broken:
-        idle, waiting, live = False, 0, 0
+        idle, waiting, live, is_batch_only = False, 0, 0, False
         submit = remove = staticmethod(lambda _: None)
         plan = staticmethod(broken)
 

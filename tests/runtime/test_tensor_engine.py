@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 from outpost_runtime.errors import BusyError, ExecutionError, InvalidInputError, UnavailableError
-from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.tensor.engine import TensorEngine, TensorLimits, TensorShape
 from outpost_runtime.tensors import TensorSpec
 
 
@@ -30,8 +30,9 @@ class Doubling:
         self.closed = True
 
 
-def _engine(session, **changes):
-    return TensorEngine(session, **({"max_batch": 4, "max_sequence": 8} | changes))
+def _engine(session, *, max_batch=4, max_sequence=8, padded=False, **limits):
+    shape = TensorShape(max_batch=max_batch, max_sequence=max_sequence, padded=padded)
+    return TensorEngine(session, shape, TensorLimits(**limits))
 
 
 def _feeds(rows=1, columns=1, value=1.0):
@@ -55,32 +56,44 @@ def test_inputs_that_are_too_large_or_empty_are_refused_at_the_door(rows, column
     engine.close()
 
 
-def test_cancelled_runs_do_not_make_room_for_an_unbounded_queue():
+def test_cancelled_requests_leave_the_queue_at_once_and_are_not_run():
     session = Doubling()
     session.go.clear()
-    engine = _engine(session, queue_limit=4)
+    engine = _engine(session, queue=4)
     engine.submit(_feeds())
-    assert session.entered.wait(20)  # from here on nothing leaves the queue
-    refused = 0
+    assert session.entered.wait(20)  # from here on nothing runs
     for _ in range(200):
-        try:
-            engine.submit(_feeds()).cancel()
-        except BusyError:
-            refused += 1
+        engine.submit(_feeds()).cancel()
+    kept = [engine.submit(_feeds()) for _ in range(4)]
+    with pytest.raises(BusyError) as caught:
+        engine.submit(_feeds())
+    assert caught.value.retry_after > 0
     session.go.set()
+    assert all(future.result(20) for future in kept)
     engine.close()
-    assert refused == 196
-    assert session.runs == 1
+    assert session.runs == 2  # the first one, and the four together
 
 
-def test_closing_drops_what_waits_and_refuses_what_comes():
+def test_closing_fails_what_waits_and_refuses_what_comes():
     session = Doubling()
     session.go.clear()
-    engine = _engine(session)
+    engine = _engine(session, max_batch=1)
     futures = [engine.submit(_feeds()) for _ in range(5)]
     threading.Timer(0.2, session.go.set).start()
     engine.close()
-    assert all(future.done() for future in futures)
-    assert sum(future.cancelled() for future in futures) >= 3
+    assert futures[0].result(0)
+    for future in futures[1:]:
+        with pytest.raises(UnavailableError):
+            future.result(0)
     with pytest.raises(UnavailableError):
         engine.submit(_feeds())
+
+
+def test_closing_gently_answers_what_waits_and_refuses_what_comes():
+    session = Doubling()
+    session.go.clear()
+    engine = _engine(session, max_batch=1)
+    futures = [engine.submit(_feeds()) for _ in range(5)]
+    threading.Timer(0.2, session.go.set).start()
+    engine.close(drain_seconds=20)
+    assert all(future.result(0) for future in futures)

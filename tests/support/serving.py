@@ -35,7 +35,7 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
         Store(store).add(bundle)
     log = folder / "server.log"
     command = [sys.executable, "-m", "outpost_runtime.cli", "serve", "--store", store]
-    command += ["--address", _ANY_PORT, "--metrics-address", _ANY_PORT, *options]
+    command += ["--address", _ANY_PORT, "--http-address", _ANY_PORT, *options]
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(

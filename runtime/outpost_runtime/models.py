@@ -38,6 +38,8 @@ DRAIN_SECONDS = 30.0
 
 _LOG = logging.getLogger(__name__)
 
+_UNLOADED = "unloaded"
+
 ModelT = TypeVar("ModelT", bound=Model)
 
 
@@ -104,8 +106,11 @@ class Models:
 
     @property
     def complete(self) -> bool:
-        """Whether every active bundle of the store that was not unloaded is served."""
-        return all(e.state is State.READY or e.reason == _UNLOADED for e in self.index())
+        """Whether everything is served that was loaded and not unloaded since."""
+        return all(
+            state is State.READY or reason == _UNLOADED
+            for state, reason in list(self._states.values())
+        )
 
     def get(self, name: str) -> Model:
         """Return a model.
@@ -334,9 +339,6 @@ class Models:
 
     def _names(self) -> str:
         return f"Models here: {', '.join(sorted(self._served)) or 'none'}."
-
-
-_UNLOADED = "unloaded"
 
 
 def names_of(models: Iterable[Model]) -> str:

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.server.address import Address
@@ -93,8 +92,8 @@ class HttpServer:
             raise
         except web.HTTPException as error:
             return _refusal(error.status, error.reason)
-        except HttpProcessingError as error:
-            return _refusal(error.code, error.message)
+        except web.RequestPayloadError:
+            return _refusal(400, "The body is not packed as its Content-Encoding says.")
         except Exception as error:  # noqa: BLE001 - every error gets its status here
             code, text = status_of(error)
             response = _refusal(_STATUSES[code], text)

@@ -140,7 +140,7 @@ def _input(reader: Reader, binary: _Binary, regions: Regions) -> tuple[str, Arra
         size = take(parameters, "binary_data_size", int, 0)
         array = from_raw(name, datatype, shape, binary.take(name, size))
     else:
-        array = _from_json(name, datatype, shape, reader.list_of("data", object))
+        array = _from_json(name, datatype, shape, reader.items("data"))
     reader.end()
     return name, array
 
@@ -161,13 +161,20 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
                 f"Input '{name}' has an element that is no {datatype}: {value!r}."
             )
     if datatype == "BYTES":
-        return of_elements(shape, [value.encode("utf-8", "surrogatepass") for value in values])
+        return of_elements(shape, [_encoded(name, value) for value in values])
     try:
         return np.array(values, NUMPY_TYPES[datatype]).reshape(shape)
     except OverflowError as error:
         raise InvalidInputError(
             f"Input '{name}' has a value that {datatype} cannot hold."
         ) from error
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"Input '{name}' has text that is not valid Unicode.") from error
 
 
 def _flat(name: str, data: list[Any], depth: int) -> Iterable[Any]:

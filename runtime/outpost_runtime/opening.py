@@ -14,6 +14,7 @@ from outpost_runtime.interface import (
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.text.limits import TextLimits
@@ -28,11 +29,13 @@ class ModelSettings:
 
     Attributes:
         threads: Threads of one run; None takes the physical cores.
+        apart: Run it in a process of its own, so that a crash ends nothing else.
         text: What it may take of the machine if it generates text.
         tensor: The same of any other model.
     """
 
     threads: int | None = None
+    apart: bool = False
     text: TextLimits = field(default_factory=TextLimits)
     tensor: TensorLimits = field(default_factory=TensorLimits)
 
@@ -73,9 +76,15 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
         )
 
     def open_session(graph: str) -> Session:
-        return OrtSession(bundle.path(graph), threads=settings.threads)
+        kind = ProcessSession if settings.apart else OrtSession
+        return kind(bundle.path(graph), threads=settings.threads)
 
     if isinstance(interface, TextInterface):
+        if settings.apart:
+            raise ConfigurationError(
+                f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
+                hint="Set 'apart' for other models only.",
+            )
         return TextModel(bundle, interface, open_session, settings.text, precedence)
     session = open_session(interface.model)
     _check_signature(bundle, interface, session)

@@ -4,6 +4,7 @@
 
     [models.my-classifier]
     threads = 1                      # of one run
+    apart = true                     # in a process of its own
     concurrency = 2                  # runs at the same time
     queue = 64                       # requests that may wait
     max_queue_delay_ms = 2.0         # a request waits so long for others to share its run
@@ -60,6 +61,7 @@ def _settings(reader: Reader, default: ModelSettings) -> ModelSettings:
     preferred = reader.optional("preferred_batch_sizes", lambda key: reader.list_of(key, int))
     settings = ModelSettings(
         threads=reader.optional("threads", reader.integer) or default.threads,
+        apart=reader.boolean("apart", default=default.apart),
         tensor=replace(
             tensor,
             concurrency=reader.integer("concurrency", tensor.concurrency),

@@ -1,0 +1,211 @@
+"""A session in a process of its own, kept alive.
+
+A crash of a model, or of the library under it, then ends one process and not the server,
+and closing it really gives its memory back. Rules:
+
+1. When the process ends, the run that it was doing fails as UNAVAILABLE, and so do others
+   until it is back.
+2. It is started again at once, and after each further death twice as late, up to
+   :data:`LONGEST_PAUSE`; one that has lived for :data:`HEALTHY_SECONDS` starts afresh.
+3. It has nothing but its socket and the shared tensors: no listener, no client.
+"""
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from outpost_runtime.errors import (
+    BundleError,
+    ExecutionError,
+    InvalidInputError,
+    OutpostError,
+    UnavailableError,
+)
+from outpost_runtime.sessions import Binding
+from outpost_runtime.sessions import worker as worker_module
+from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
+from outpost_runtime.tensors import Array, TensorSpec, check_feeds
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+HEALTHY_SECONDS = 60.0
+
+_LOG = logging.getLogger(__name__)
+_ERRORS: dict[str, type[OutpostError]] = {
+    error.__name__: error for error in (BundleError, ExecutionError, InvalidInputError)
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Worker:
+    """A running process and the ways to it."""
+
+    process: "subprocess.Popen[bytes]"
+    channel: socket.socket
+    inputs: SharedFile
+    outputs: SharedFile
+
+    def end(self) -> None:
+        self.channel.close()  # which it takes as the end
+        try:
+            self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.inputs.close()
+        self.outputs.close()
+
+
+class ProcessSession:
+    """An ONNX Runtime session in a supervised process; see :class:`Session`.
+
+    Args:
+        path: The ``.onnx`` file.
+        threads: Threads of one run; None takes the physical cores.
+
+    Raises:
+        BundleError: The model cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self._path = path
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._worker: _Worker | None
+        self._worker, ready = self._start()
+        self.inputs = _specs(ready["inputs"])
+        self.outputs = _specs(ready["outputs"])
+        self._supervisor = threading.Thread(
+            target=self._supervise, name="session-supervisor", daemon=True
+        )
+        self._supervisor.start()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process, or None while there is none."""
+        worker = self._worker
+        return None if worker is None else worker.process.pid
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`Session`.
+
+        Raises:
+            UnavailableError: The process has ended, and comes back by itself.
+        """
+        check_feeds(self.inputs, feeds)
+        with self._lock:
+            worker = self._worker
+            if worker is None:
+                raise _gone()
+            try:
+                send(worker.channel, {"tensors": worker.inputs.put(feeds)})
+                answer = receive(worker.channel)
+            except (OSError, ValueError) as error:
+                raise _gone() from error
+            if answer is None:
+                raise _gone()
+            if "error" in answer:
+                _raise(answer)
+            return {name: a.copy() for name, a in worker.outputs.get(answer["tensors"]).items()}
+
+    def bind(
+        self,
+        inputs: Mapping[str, Array],  # noqa: ARG002 - the contract's
+        outputs: Mapping[str, Array],  # noqa: ARG002 - the contract's
+    ) -> Binding:
+        """Not offered: bound memory belongs to one process."""
+        raise AssertionError("a session in another process cannot bind this one's memory")
+
+    def close(self) -> None:
+        """See :class:`Session`."""
+        self._closing.set()
+        with self._lock:
+            worker = self._worker
+            self._worker = None
+            if worker is not None:
+                worker.end()
+        self._supervisor.join()
+
+    def _start(self) -> tuple[_Worker, dict[str, Any]]:
+        ours, theirs = socket.socketpair()
+        inputs, outputs = SharedFile(), SharedFile()
+        numbers = [theirs.fileno(), inputs.descriptor, outputs.descriptor]
+        command = [sys.executable, "-m", worker_module.__name__, *map(str, numbers)]
+        command += [str(self._threads or 0), str(self._path)]
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        theirs.close()
+        worker = _Worker(process=process, channel=ours, inputs=inputs, outputs=outputs)
+        ready = receive(ours)
+        if ready is None or "error" in ready:
+            worker.end()
+            if ready is None:
+                raise BundleError(f"The process for {self._path.name} ended while it opened it.")
+            _raise(ready)
+        return worker, ready
+
+    def _supervise(self) -> None:
+        pause = FIRST_PAUSE
+        while (worker := self._worker) is not None:
+            began = time.monotonic()
+            status = worker.process.wait()
+            if self._closing.is_set():
+                return
+            with self._lock:
+                self._worker = None
+                worker.end()
+            if time.monotonic() - began > HEALTHY_SECONDS:
+                pause = FIRST_PAUSE
+            self._restart(status, pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _restart(self, status: int, pause: float) -> None:
+        while not self._closing.is_set():
+            _LOG.error(
+                "the process of %s ended (%s); it is started again in %g s",
+                self._path.name, _described(status), pause,
+            )  # fmt: skip
+            if self._closing.wait(pause):
+                return
+            try:
+                worker, _ = self._start()
+            except (OutpostError, OSError) as error:
+                _LOG.error("%s cannot be opened again: %s", self._path.name, error)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            with self._lock:
+                if self._closing.is_set():
+                    worker.end()
+                else:
+                    self._worker = worker
+            return
+
+
+def _specs(tables: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in tables
+    )
+
+
+def _raise(answer: Mapping[str, Any]) -> NoReturn:
+    raise _ERRORS.get(answer["error"], ExecutionError)(answer["message"])
+
+
+def _gone() -> UnavailableError:
+    return UnavailableError(
+        "The model's process has ended and is being started again.",
+        hint="Try again in some seconds.",
+    )
+
+
+def _described(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"status {status}"

@@ -1,0 +1,131 @@
+"""A model in a process of its own: it may die at any moment, and only its own requests notice."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from outpost_runtime.bundle import read_bundle
+from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError, UnavailableError
+from outpost_runtime.opening import ModelSettings, open_model
+from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.process import FIRST_PAUSE, ProcessSession
+from outpost_runtime.sessions.shared_tensors import SharedFile
+
+from tests.support.fixtures import CLASSIFIER
+
+_GRAPH = CLASSIFIER / "model.onnx"
+
+
+@pytest.fixture
+def session():
+    session = ProcessSession(_GRAPH, threads=1)
+    yield session
+    session.close()
+
+
+def _feeds(rows=2, columns=5):
+    rng = np.random.default_rng(rows * columns)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: rng.integers(0, 2, (rows, columns)) for name in names}
+
+
+def _back(session, but=None):
+    until = time.monotonic() + 30
+    while session.process_id in (None, but) and time.monotonic() < until:
+        time.sleep(0.02)
+    return session.process_id
+
+
+def test_it_gives_what_a_session_in_this_process_gives(session):
+    here = OrtSession(_GRAPH, threads=1)
+    assert (session.inputs, session.outputs) == (here.inputs, here.outputs)
+    for rows, columns in ((1, 1), (32, 64), (3, 7), (16, 128)):
+        feeds = _feeds(rows, columns)
+        assert (session.run(feeds)["logits"] == here.run(feeds)["logits"]).all()
+    here.close()
+
+
+def test_a_wrong_request_is_refused_and_the_process_lives_on(session):
+    before = session.process_id
+    with pytest.raises(InvalidInputError):
+        session.run({"input_ids": np.ones((1, 1), np.int64)})
+    feeds = _feeds()
+    feeds["input_ids"] = feeds["input_ids"] + 10**6  # no such token: the model itself fails
+    with pytest.raises((ExecutionError, InvalidInputError)):
+        session.run(feeds)
+    assert session.run(_feeds())
+    assert session.process_id == before
+
+
+def test_a_killed_process_fails_its_own_requests_and_comes_back(session):
+    first = session.process_id
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(UnavailableError, match="started again"):
+        session.run(_feeds())
+    assert _back(session, but=first) != first
+    assert session.run(_feeds())["logits"].shape == (2, 3)
+
+
+def test_a_process_that_dies_again_comes_back_later_and_later(session):
+    pauses = []
+    for _ in range(2):
+        os.kill(_back(session), signal.SIGKILL)
+        began = time.monotonic()
+        while session.process_id is not None:
+            time.sleep(0.005)
+        _back(session)
+        pauses.append(time.monotonic() - began)
+    assert pauses[0] >= FIRST_PAUSE
+    assert pauses[1] >= 2 * FIRST_PAUSE
+
+
+def test_no_process_is_left_behind():
+    session = ProcessSession(_GRAPH, threads=1)
+    number = session.process_id
+    session.close()
+    assert not os.path.exists(f"/proc/{number}")  # noqa: PTH110 - not a file of ours
+    with pytest.raises(UnavailableError):
+        session.run(_feeds())
+
+
+def test_a_model_that_cannot_be_opened_says_why_at_once(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(BundleError, match="cannot open"):
+        ProcessSession(path)
+
+
+def test_an_engine_goes_on_when_the_process_is_back():
+    model = open_model(read_bundle(CLASSIFIER), ModelSettings(threads=1, apart=True))
+    feeds = _feeds()
+    wanted = model.engine.submit(feeds).result(20)["logits"]
+    os.kill(model.engine._session.process_id, signal.SIGKILL)
+    refused = 0
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            got = model.engine.submit(feeds).result(20)["logits"]
+        except UnavailableError:
+            refused += 1
+            time.sleep(0.02)
+        else:
+            if refused:
+                break
+    assert refused
+    assert (got == wanted).all()
+    model.close()
+
+
+def test_a_shared_file_grows_and_cannot_be_made_smaller():
+    file = SharedFile()
+    small, large = {"a": np.arange(3)}, {"a": np.arange(1 << 18), "b": np.ones((), np.float16)}
+    for tensors in (small, large, small):
+        got = file.get(file.put(tensors))
+        assert {name: a.tolist() for name, a in got.items()} == {
+            name: a.tolist() for name, a in tensors.items()
+        }
+    with pytest.raises(PermissionError):
+        os.ftruncate(file.descriptor, 8)
+    file.close()

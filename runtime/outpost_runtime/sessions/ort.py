@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
+from outpost_runtime.sessions.ort_values import from_ort, is_special, to_ort
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds, datatype_of
 
 _CPU = "CPUExecutionProvider"
@@ -26,6 +28,8 @@ _ELEMENT_TYPES = {
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
+    "tensor(bfloat16)": ml_dtypes.bfloat16,
+    "tensor(string)": np.object_,
 }
 # They derive from Exception one by one; there is no common class to catch.
 _ORT_EXCEPTIONS: tuple[type[Exception], ...] = (
@@ -50,14 +54,18 @@ class OrtSession:
     Args:
         path: The ``.onnx`` file; external data is looked for beside it.
         threads: Threads of one run; None lets ONNX Runtime take the physical cores.
+        as_written: Run the graph node by node as the file has it, none fused or folded: slower,
+            and what the optimized graph is compared with.
 
     Raises:
         BundleError: ONNX Runtime cannot open the model.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, as_written: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised; its log would show clients' data
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[_CPU])
@@ -65,6 +73,7 @@ class OrtSession:
             raise BundleError(f"ONNX Runtime cannot open {path.name}: {error}") from error
         self._inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
         self._outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
+        self._plain = not any(map(is_special, (*self._inputs, *self._outputs)))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -80,6 +89,8 @@ class OrtSession:
         """See :class:`Session`."""
         check_feeds(self._inputs, feeds)
         names = [spec.name for spec in self._outputs]
+        if not self._plain:
+            return self._run_values(names, feeds)
         with _execution_errors():
             values = self._session.run(names, dict(feeds))
         return dict(zip(names, values, strict=True))
@@ -91,6 +102,16 @@ class OrtSession:
     def close(self) -> None:
         """See :class:`Session`."""
         del self._session
+
+    def _run_values(self, names: list[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = {spec.name: to_ort(spec, feeds[spec.name]) for spec in self._inputs}
+        # The plain call takes texts and gives no BF16; the other one is the other way round.
+        by_value = any(spec.datatype == "BF16" for spec in self._outputs)
+        run = self._session.run_with_ort_values if by_value else self._session.run
+        with _execution_errors():
+            results = run(names, values)
+        pairs = zip(self._outputs, results, strict=True)
+        return {spec.name: from_ort(spec, value) for spec, value in pairs}
 
 
 class OrtBinding:
@@ -134,7 +155,7 @@ def _spec(node: Any, path: Path) -> TensorSpec:
     return TensorSpec(
         name=node.name,
         datatype=datatype_of(np.dtype(_ELEMENT_TYPES[node.type])),
-        shape=tuple(size if isinstance(size, int) else None for size in node.shape),
+        shape=tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape),
     )
 
 

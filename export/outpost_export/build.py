@@ -78,7 +78,9 @@ def build(order: Order, reporter: Reporter) -> Finished:
 def _build_from_onnx(order: Order, reporter: Reporter) -> Finished:
     _refuse_options_of_checkpoints(order)
     source = read_onnx(order.source)
-    recipe = order.recipe.with_defaults(task=TENSOR_TASK, licence="unknown")
+    recipe = order.recipe.with_defaults(
+        task=TENSOR_TASK, licence="unknown", rounding=source.rounding
+    )
     with hidden_folder(order.out) as folder:
         bundle_folder = folder / "bundle"
         bundle_folder.mkdir()

@@ -1,12 +1,12 @@
 """Passes over finished ONNX graphs: what the builder leaves undone, and what must not ship."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -50,20 +50,25 @@ def strip_notes(model: ModelProto) -> None:
     they would differ between machines, and they tell strangers about ours.
     """
     model.doc_string = ""
-    graph = model.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    described: tuple[Any, ...] = (
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *model.functions,
-    )
-    for thing in described:
+    bodies = [thing for function in model.functions for thing in _described_nodes(function.node)]
+    for thing in (*_described(model.graph), *model.functions, *bodies):
         thing.doc_string = ""
         del thing.metadata_props[:]
+
+
+def _described(graph: GraphProto) -> Iterator[Any]:
+    yield graph
+    yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    yield from _described_nodes(graph.node)
+
+
+def _described_nodes(nodes: Iterable[NodeProto]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:  # branches and loops have graphs of their own
+            own = [attribute.g] if attribute.HasField("g") else []
+            for inner in (*own, *attribute.graphs):
+                yield from _described(inner)
 
 
 def fix_head_dim(model: ModelProto, head_dim: int) -> None:

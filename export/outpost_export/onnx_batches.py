@@ -73,7 +73,9 @@ def try_batches(session: Session, cases: Sequence[Feeds], *, most: int, limit: f
         difference = differences(_pairs(session, cases, most))["relative_difference"]
     except (OutpostError, ValueError) as error:
         return Batches(most=0, reason=f"a run of several fails ({error})")
-    if not difference <= limit:
+    if not np.isfinite(difference):
+        return Batches(most=0, reason="its answers are no numbers in a run of several")
+    if difference > limit:
         reason = f"its answers depend on what else is in a run (by {difference:.3g})"
         return Batches(most=0, difference=difference, reason=reason)
     return Batches(most=most, difference=difference)

@@ -9,18 +9,15 @@ the optimized one's answers become the golden outputs, which a device must repro
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from outpost_runtime.errors import OutpostError
 from outpost_runtime.golden import differences
 from outpost_runtime.sessions import Session
 from outpost_runtime.tensors import Array
 
-from outpost_export.errors import ConversionError, EvidenceError
-from outpost_export.onnx_inputs import Feeds
+from outpost_export.errors import EvidenceError
+from outpost_export.onnx_inputs import HINT_GOLDEN, Feeds, answer
 from outpost_export.progress import Reporter
 
 Outputs = Mapping[str, Array]
-
-_HINT_GOLDEN = "Give inputs that it is made for with --golden FILE; see 'build --help'."
 
 
 def measure(
@@ -45,7 +42,7 @@ def measure(
     with reporter.step("Comparing with the model as it is written", total=len(cases)) as did:
         for feeds in cases:
             for session, answers in ((served, got), (as_written, expected), (served, again)):
-                answers.append(_run(session, feeds))
+                answers.append(answer(session, feeds))
             did(1)
     for outputs in (*got, *expected):
         _check_finite(outputs)
@@ -56,16 +53,6 @@ def measure(
     return figures, _golden(cases, got)
 
 
-def _run(session: Session, feeds: Feeds) -> Outputs:
-    try:
-        return session.run(feeds)
-    except OutpostError as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise ConversionError(
-            f"The model does not answer inputs of {shapes}: {error.message}", hint=_HINT_GOLDEN
-        ) from error
-
-
 def _check_finite(outputs: Outputs) -> None:
     for name, array in outputs.items():
         if array.dtype.kind in "OSUbiu":
@@ -73,7 +60,7 @@ def _check_finite(outputs: Outputs) -> None:
         if not np.isfinite(array.astype(np.float64)).all():
             raise EvidenceError(
                 f"The model's output '{name}' has values that are no finite numbers.",
-                hint=_HINT_GOLDEN,
+                hint=HINT_GOLDEN,
             )
 
 
@@ -83,7 +70,7 @@ def _differences(
     try:
         return differences(zip(got, expected, strict=True))
     except ValueError as error:
-        raise EvidenceError(f"The outputs have other shapes {when}.", hint=_HINT_GOLDEN) from error
+        raise EvidenceError(f"The outputs have other shapes {when}.", hint=HINT_GOLDEN) from error
 
 
 def _golden(cases: Sequence[Feeds], answers: Sequence[Outputs]) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from outpost_runtime.errors import ExecutionError, InvalidInputError, OutpostError
 from outpost_runtime.golden_file import load
+from outpost_runtime.sessions import Session
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
 from outpost_export.errors import ConversionError, RecipeError
@@ -30,6 +31,8 @@ from outpost_export.onnx_source import Size
 CASES = 3
 """How many inputs are made up for a model."""
 
+HINT_GOLDEN = "Give inputs that it is made for with --golden FILE; see 'build --help'."
+
 Feeds = dict[str, Array]
 Run = Callable[[Feeds], object]
 
@@ -37,7 +40,6 @@ _SUFFIXES = (".npz", ".safetensors")
 _CASE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _LARGEST_FILE = 256 << 20
 _MOST_CASES = 64
-_HINT_GOLDEN = "Give inputs that it is made for with --golden FILE; see 'build --help'."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +98,7 @@ def read_inputs(path: Path, specs: tuple[TensorSpec, ...], optional: frozenset[s
             check_feeds(needed, feeds)
         except InvalidInputError as error:
             raise RecipeError(f"Case '{case}' of {path}: {error.message}") from error
-    return [cases[case] for case in sorted(cases)]
+    return [cases[case] for case in sorted(cases, key=_natural)]
 
 
 def make_inputs(
@@ -135,10 +137,29 @@ def make_inputs(
     if not usable:
         why = reason.message if reason else "no sizes were tried"
         raise ConversionError(
-            f"No inputs could be made up that the model answers: {why}", hint=_HINT_GOLDEN
+            f"No inputs could be made up that the model answers: {why}", hint=HINT_GOLDEN
         )
     turns = islice(zip(cycle(usable), count(), strict=False), CASES)
     return [_fill(specs, sizes, fixed, plan, seed=seed) for plan, seed in turns]
+
+
+def answer(session: Session, feeds: Feeds) -> dict[str, Array]:
+    """Run a model on inputs that it should answer.
+
+    Raises:
+        ConversionError: It does not.
+    """
+    try:
+        return session.run(feeds)
+    except OutpostError as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise ConversionError(
+            f"The model does not answer inputs of {shapes}: {error.message}", hint=HINT_GOLDEN
+        ) from error
+
+
+def _natural(case: str) -> str:
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), case)  # 10 after 9
 
 
 def _read_tensors(path: Path) -> dict[str, Array]:

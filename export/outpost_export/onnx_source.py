@@ -27,6 +27,12 @@ SUFFIX = ".onnx"
 Size = int | str | None
 """Of a dimension: fixed, free with a name, or free without one."""
 
+_ROUNDING, _ROUNDING_HALF, _ROUNDING_QUANTIZED = 1e-3, 1e-2, 5e-2
+_TYPES_THAT_ROUND: dict[int, float] = {
+    TensorProto.FLOAT16: _ROUNDING_HALF,
+    TensorProto.BFLOAT16: _ROUNDING_QUANTIZED,
+}
+_QUANTIZED = re.compile(r"Quantize|QLinear|Integer$")
 _LARGEST_FILE = (1 << 31) - 1
 _NO_NAMES = ("", "?")  # Paddle's exporter writes the second for any free dimension
 _CHECKER_FAULTS = (onnx.checker.ValidationError, ValueError, RuntimeError)
@@ -45,6 +51,18 @@ class OnnxSource:
     model: ModelProto
     sizes: dict[str, tuple[Size, ...]]
     digests: dict[str, str]
+
+    @property
+    def rounding(self) -> float:
+        """How far answers may be off, relatively, because the model's own types round."""
+        coarse = {_TYPES_THAT_ROUND.get(tensor.data_type, 0.0) for tensor in _tensors(self.model)}
+        coarse |= {
+            _TYPES_THAT_ROUND.get(value.type.tensor_type.elem_type, 0.0)
+            for value in (*self.model.graph.input, *self.model.graph.output)
+        }
+        if any(_QUANTIZED.search(node.op_type) for node in self.model.graph.node):
+            coarse.add(_ROUNDING_QUANTIZED)
+        return max(coarse | {_ROUNDING})
 
     def write(self, out: Path) -> None:
         """Write ``model.onnx`` and ``model.onnx.data`` into a folder, without debugging notes."""
@@ -71,6 +89,8 @@ def read_onnx(path: Path) -> OnnxSource:
         onnx.load_external_data_for_model(model, str(path.absolute().parent))
     except _CHECKER_FAULTS as error:
         raise SourceError(f"{path} is not a valid ONNX model: {_first_line(error)}.") from error
+    if not sizes:
+        raise SourceError(f"{path} has no inputs: it always says the same.")
     return OnnxSource(
         path=path,
         model=model,

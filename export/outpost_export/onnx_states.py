@@ -13,7 +13,7 @@ from outpost_runtime.sessions import Session
 from outpost_runtime.tensors import TensorSpec
 
 from outpost_export.errors import RecipeError
-from outpost_export.onnx_inputs import Feeds
+from outpost_export.onnx_inputs import Feeds, answer
 
 SHORTEST_SEQUENCE = 3
 
@@ -59,6 +59,9 @@ def steps(session: Session, cases: Sequence[Feeds], states: Sequence[StateSpec])
 
     Fewer cases than :data:`SHORTEST_SEQUENCE` are repeated. A case that brings its states, or
     that has another number of rows than the case before, begins a sequence.
+
+    Raises:
+        ConversionError: The model does not answer a step.
     """
     taken: list[Feeds] = []
     carried: Feeds = {}
@@ -67,7 +70,7 @@ def steps(session: Session, cases: Sequence[Feeds], states: Sequence[StateSpec])
         before, rows = rows, _rows(case, states, session.inputs)
         feeds = with_zeros((carried if rows == before else {}) | case, states, session.inputs)
         taken.append(feeds)
-        outputs = session.run(feeds)
+        outputs = answer(session, feeds)
         carried = {state.input: outputs[state.output] for state in states}
     return taken
 

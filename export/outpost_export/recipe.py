@@ -115,14 +115,18 @@ class Recipe:
         """Bits of the weights; None is float32."""
         return BITS_OF_TARGET[self.target]
 
-    def with_defaults(self, *, task: str, licence: str) -> "Recipe":
-        """Return the recipe completed by what was found in the source."""
+    def with_defaults(self, *, task: str, licence: str, rounding: float = 0.0) -> "Recipe":
+        """Return the recipe completed by what was found in the source.
+
+        Args:
+            rounding: Of ONNX files: how far answers may be off, relatively.
+        """
         recipe = replace(self, task=self.task or task, licence=self.licence or licence)
         if recipe.adapter_rank and recipe.task != DECODER_TASK:
             raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
         if recipe.task != TENSOR_TASK:
             _refuse_keys_of_onnx_files(recipe)
-        return replace(recipe, thresholds=_default_thresholds(recipe) | self.thresholds)
+        return replace(recipe, thresholds=_default_thresholds(recipe, rounding) | self.thresholds)
 
     @property
     def sha256(self) -> str:
@@ -200,14 +204,14 @@ def _thresholds(reader: Reader) -> dict[str, float]:
     return values
 
 
-def _default_thresholds(recipe: Recipe) -> dict[str, float]:
+def _default_thresholds(recipe: Recipe, rounding: float) -> dict[str, float]:
     exact = recipe.bits is None
     if recipe.task == DECODER_TASK:
         if exact:
             return {"perplexity_difference": 0.001, "greedy_tokens": 32.0}
         return {"perplexity_increase": 0.01}
     if recipe.task == TENSOR_TASK:
-        return {"repeat_difference": 1e-6, "relative_difference": 1e-3}
+        return {"repeat_difference": 1e-6, "relative_difference": rounding}
     if recipe.task == EMBEDDING_TASK:
         return {"cosine": 0.999 if exact else 0.99}
     return {"label_agreement": 1.0, "max_difference": 1e-3} if exact else {"label_agreement": 0.95}

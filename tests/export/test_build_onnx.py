@@ -454,6 +454,33 @@ def test_options_of_onnx_files_are_refused_for_checkpoints(tmp_path, llama):
         build_bundle(llama, tmp_path / "b", max_batch=3)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(np.float32, 0.001), (np.float16, 0.01), (ml_dtypes.bfloat16, 0.05)]
+)
+def test_what_is_demanded_is_what_the_types_can_hold(tmp_path, dtype, limit):
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    source = onnx_models.one_node(tmp_path / "m.onnx", "Identity", "x", "y", x=kind, y=kind)
+    evidence = build_bundle(source, tmp_path / "b").manifest.evidence
+    assert evidence.thresholds["relative_difference"] == limit
+    assert evidence.tolerances == {"relative_difference": limit}
+
+
+def test_ten_steps_come_in_the_order_of_their_numbers(tmp_path):
+    np.savez(tmp_path / "g.npz", **{f"{n}/x": np.float32([[n, n]]) for n in range(11)})
+    source = onnx_models.counter(tmp_path / "m.onnx")
+    bundle = build_bundle(source, tmp_path / "b", states=STATE, golden=tmp_path / "g.npz")
+    assert _golden(bundle)["10/inputs/state"].tolist() == [[45, 45]]
+
+
+def test_a_model_without_inputs_is_refused(tmp_path):
+    weights = [("w", np.ones(2, np.float32))]
+    source = onnx_models.save(
+        tmp_path / "m.onnx", [("Identity", "w", "y")], [], [("y", onnx_models.FLOAT, [2])], weights
+    )
+    with pytest.raises(SourceError, match="has no inputs"):
+        build_bundle(source, tmp_path / "b")
+
+
 def test_a_device_notices_other_answers(tmp_path):
     bundle = build_bundle(onnx_models.mlp(tmp_path / "m.onnx"), tmp_path / "b")
     tensors = _golden(bundle)

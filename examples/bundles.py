@@ -74,16 +74,19 @@ EXAMPLES = {
     ),
     **{
         name: Example(base=_ONNX, part=name, options=("--recipe", f"{_MODELS}/{name}/recipe.toml"))
-        for name in ("pp-ocr-det", "pp-ocr-rec", "magika")
+        for name in ("pp-ocr-det", "pp-ocr-rec")
     },
-    "silero-vad": Example(
-        base=_ONNX,
-        part="silero-vad",
-        options=(
-            *("--recipe", f"{_MODELS}/silero-vad/recipe.toml"),
-            *("--golden", f"{_MODELS}/silero-vad/golden.npz"),
-        ),
-    ),
+    **{
+        name: Example(
+            base=_ONNX,
+            part=name,
+            options=(
+                *("--recipe", f"{_MODELS}/{name}/recipe.toml"),
+                *("--golden", f"{_MODELS}/{name}/golden.npz"),
+            ),
+        )
+        for name in ("silero-vad", "magika")
+    },
 }
 
 

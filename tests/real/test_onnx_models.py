@@ -11,7 +11,7 @@ from outpost_runtime.sessions.ort import OrtSession
 from PIL import Image, ImageDraw, ImageFont
 
 from examples import bundles
-from examples.base_models.onnx_models import frames
+from examples.base_models.onnx_models import features, frames
 from examples.base_models.voice import RATE, silence, speak
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(600)]
@@ -96,14 +96,6 @@ def test_the_golden_steps_of_the_voice_are_one_sequence():
         assert (tensors[f"{step}/inputs/state"] == carried).all()
 
 
-def _features(content):
-    """What Magika sees of a file: its first and its last 1024 bytes, filled up with 256."""
-    first, last = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
-    filling = [256] * 1024
-    numbers = [*first, *filling[len(first) :], *filling[len(last) :], *last]
-    return np.array([numbers], np.int32)
-
-
 PDF = b"""%PDF-1.4
 1 0 obj
 << /Type /Catalog /Pages 2 0 R >>
@@ -129,12 +121,12 @@ def test_files_are_told_apart_one_by_one_and_together():
     bundle, session = _built("magika")
     ours = Path(__file__).read_bytes()
     contents = {"python": ours, "pdf": PDF, "jsonl": b'{"press": 4, "oil": [48.5, 51.0]}\n' * 9}
-    together = np.concatenate([_features(content) for content in contents.values()])
+    together = np.concatenate([features(content) for content in contents.values()])
     labels = bundle.manifest.interface.labels
     (scores,) = session.run({"bytes": together}).values()
     assert [labels[index] for index in scores.argmax(-1)] == list(contents)
     for row, content in enumerate(contents.values()):
-        (alone,) = session.run({"bytes": _features(content)}).values()
+        (alone,) = session.run({"bytes": features(content)}).values()
         assert alone[0] == pytest.approx(scores[row], abs=1e-5)
     assert bundle.manifest.interface.max_batch == 32
 

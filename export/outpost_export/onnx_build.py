@@ -91,10 +91,10 @@ def _cases(
     source: OnnxSource, recipe: Recipe, inputs: Path | None, session: Session
 ) -> Sequence[Feeds]:
     states = frozenset(state.input for state in recipe.states)
+    specs = tuple(spec for spec in session.inputs if spec.name not in states)
     if inputs is not None:
-        cases = read_inputs(inputs, session.inputs, states)
+        cases = read_inputs(inputs, specs)
     else:
-        specs = tuple(spec for spec in session.inputs if spec.name not in states)
         cases = make_inputs(
             specs,
             source.sizes,

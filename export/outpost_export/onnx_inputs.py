@@ -72,12 +72,12 @@ _PLANS = (
 )
 
 
-def read_inputs(path: Path, specs: tuple[TensorSpec, ...], optional: frozenset[str]) -> list[Feeds]:
+def read_inputs(path: Path, specs: tuple[TensorSpec, ...]) -> list[Feeds]:
     """Read inputs that a user brings: tensors named ``<case>/<input>``, in the order of the cases.
 
     Args:
         path: A ``.npz`` or ``.safetensors`` file; texts are numpy's ``S`` or ``U`` in the first.
-        optional: Inputs that a case may leave out: states.
+        specs: What the model expects; states are made by running it.
 
     Raises:
         RecipeError: It is no such file, or a case does not fit the model.
@@ -93,9 +93,8 @@ def read_inputs(path: Path, specs: tuple[TensorSpec, ...], optional: frozenset[s
     if not 1 <= len(cases) <= _MOST_CASES:
         raise RecipeError(f"{path} has {len(cases)} cases; 1 to {_MOST_CASES} are needed.")
     for case, feeds in cases.items():
-        needed = tuple(s for s in specs if s.name in feeds or s.name not in optional)
         try:
-            check_feeds(needed, feeds)
+            check_feeds(specs, feeds)
         except InvalidInputError as error:
             raise RecipeError(f"Case '{case}' of {path}: {error.message}") from error
     return [cases[case] for case in sorted(cases, key=_natural)]

@@ -40,12 +40,15 @@ def check_states(
             raise RecipeError(f"'{source}' cannot be carried into '{target}'.")
         if target.datatype == "BYTES":
             raise RecipeError(f"The state '{target}' is no number; states begin with zeros.")
-    if len({state.input for state in states}) < len(states):
+    carried = {state.input for state in states}
+    if len(carried) < len(states):
         raise RecipeError("The recipe has two states for the same input.")
+    if carried == given.keys() or {state.output for state in states} == made.keys():
+        raise RecipeError("The model needs an input and an output that are no states.")
 
 
 def with_zeros(feeds: Feeds, states: Sequence[StateSpec], specs: Sequence[TensorSpec]) -> Feeds:
-    """Return a case with zeros for every state that it does not bring."""
+    """Return a case with zeros for every state that it does not have yet."""
     zeros = {
         spec.name: np.zeros(_shape(spec, _rows(feeds, states, specs)), spec.dtype)
         for spec in specs
@@ -57,8 +60,8 @@ def with_zeros(feeds: Feeds, states: Sequence[StateSpec], specs: Sequence[Tensor
 def steps(session: Session, cases: Sequence[Feeds], states: Sequence[StateSpec]) -> list[Feeds]:
     """Run cases as the steps of one sequence; return them with the states that each began with.
 
-    Fewer cases than :data:`SHORTEST_SEQUENCE` are repeated. A case that brings its states, or
-    that has another number of rows than the case before, begins a sequence.
+    Fewer cases than :data:`SHORTEST_SEQUENCE` are repeated. A case that has another number of
+    rows than the case before begins a sequence.
 
     Raises:
         ConversionError: The model does not answer a step.

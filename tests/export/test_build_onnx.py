@@ -136,14 +136,29 @@ def test_a_state_is_carried_from_zeros_through_three_steps(tmp_path, batch):
     )
 
 
-def test_steps_that_a_user_brings_are_one_sequence_and_may_bring_its_states(tmp_path):
-    source = onnx_models.counter(tmp_path / "m.onnx")
-    tensors = {f"{step}/x": np.float32([[step, 1]]) for step in range(4)}
-    tensors["2/state"] = np.float32([[100, 100]])
+def test_steps_that_a_user_brings_are_one_sequence(tmp_path):
+    source = onnx_models.counter(tmp_path / "m.onnx", batch="n")
+    tensors = {f"{step}/x": np.float32([[step, 1]]) for step in range(3)}
+    tensors["3/x"] = np.ones((2, 2), np.float32)  # other rows begin another one
     np.savez(tmp_path / "g.npz", **tensors)
     bundle = build_bundle(source, tmp_path / "b", states=STATE, golden=tmp_path / "g.npz")
     states = [_golden(bundle)[f"{step}/inputs/state"].tolist() for step in range(4)]
-    assert states == [[[0, 0]], [[0, 1]], [[100, 100]], [[102, 101]]]
+    assert states == [[[0, 0]], [[0, 1]], [[1, 2]], [[0, 0], [0, 0]]]
+
+
+def test_states_are_made_by_running_and_not_brought(tmp_path):
+    tensors = {"0/x": np.ones((1, 2), np.float32), "0/state": np.ones((1, 2), np.float32)}
+    np.savez(tmp_path / "g.npz", **tensors)
+    source = onnx_models.counter(tmp_path / "m.onnx")
+    with pytest.raises(RecipeError, match="no input 'state'; its inputs are x"):
+        build_bundle(source, tmp_path / "b", states=STATE, golden=tmp_path / "g.npz")
+
+
+def test_a_model_of_states_alone_is_refused(tmp_path):
+    sides = [("state", onnx_models.FLOAT, [2])], [("stateN", onnx_models.FLOAT, [2])]
+    source = onnx_models.save(tmp_path / "m.onnx", [("Identity", "state", "stateN")], *sides)
+    with pytest.raises(RecipeError, match="an input and an output that are no states"):
+        build_bundle(source, tmp_path / "b", states=STATE)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNTIME_VENV := .cache/runtime-venv
+CLIENTS_VENV := .cache/clients-venv
 PROTOS := proto/outpost/v1/text.proto proto/outpost/v1/embeddings.proto proto/outpost/v1/adapters.proto proto/inference/grpc_service.proto proto/inference/model_config.proto
 PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime lint format proto bench-text soak lock clean
+.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients lint format proto bench-text soak lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -33,10 +34,10 @@ demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (about 5
 exam: $(READY) ## score base and fine-tune on the held-out questions, served and from checkpoints
 	@$(BIN)/python -m examples.press_line.compare
 
-test: test-fast test-slow test-runtime test-real ## all tests; real models come from packages
+test: test-fast test-slow test-runtime test-clients test-real ## all tests; real models come from packages
 
 test-fast: $(READY) ## the tests that need no download: under a minute
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow" $(TESTED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow and not clients" $(TESTED)
 
 test-slow: $(READY) ## the tests that need no download but take seconds each
 	$(BIN)/python -m pytest -n 2 -m "slow and not real_model" $(TESTED)
@@ -54,6 +55,17 @@ $(RUNTIME_VENV)/.ready: requirements.lock $(shell find proto runtime -name '*.py
 	@$(PYTHON) -m venv $(RUNTIME_VENV)
 	@$(RUNTIME_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock \
 		./proto ./runtime pytest pytest-timeout hypothesis
+	@touch $@
+
+# Their protobuf is older than ours, so they have an environment of their own.
+test-clients: $(READY) $(CLIENTS_VENV)/.ready ## existing clients (tritonclient, kserve, …) against a running server
+	$(BIN)/python -m pytest -m clients $(TESTED)
+
+$(CLIENTS_VENV)/.ready: tests/clients/requirements.txt
+	@echo "Setting up $(CLIENTS_VENV) (about 500 MB, a minute the first time) …"
+	@rm -rf $(CLIENTS_VENV)
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 lint: $(READY) ## ruff, mypy, import contracts, generated code

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.request import FinishEvent, Sampling, TextRequest, TokenEvent
@@ -31,8 +31,10 @@ class Outpost:
     def __init__(self, folder: Path, streams: int) -> None:
         model = open_model(
             read_bundle(folder),
-            threads=THREADS,
-            limits=TextLimits(streams=streams, memory_bytes=streams * _MEMORY_PER_STREAM),
+            ModelSettings(
+                threads=THREADS,
+                text=TextLimits(streams=streams, memory_bytes=streams * _MEMORY_PER_STREAM),
+            ),
         )
         assert isinstance(model, TextModel)
         assert model.decoder.rows == streams, f"memory for {model.decoder.rows} streams only"

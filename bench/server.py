@@ -38,7 +38,7 @@ def serving(store: Path, *options: str) -> Iterator[Server]:
         RuntimeError: The server did not start; what it said is in the message.
     """
     command = [bundles.executable("outpost"), "serve", "--store", str(store), *options]
-    command += ["--address", _ANY_PORT, "--metrics-address", _ANY_PORT]
+    command += ["--address", _ANY_PORT, "--http-address", _ANY_PORT]
     log = store.with_suffix(".log")
     with log.open("w") as output:
         process = subprocess.Popen(command, stderr=output)

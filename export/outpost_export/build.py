@@ -15,7 +15,7 @@ from pathlib import Path
 
 from outpost_runtime import golden, golden_file
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import open_model
 
 from outpost_export import adapter as lora
 from outpost_export.decoder_build import build_decoder

@@ -100,6 +100,11 @@ class Reader:
             _check(value, kind, f"{self._at(key)}[{index}]")
         return list(values)
 
+    def items(self, key: str) -> list[Any]:
+        """Take a list whose elements the caller checks; required."""
+        values: list[Any] = self._take(key, list, None)
+        return values
+
     def named_tables(self) -> dict[str, "Reader"]:
         """Take everything that is left, as tables by key."""
         rest, self._rest = self._rest, {}

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.interface import EmbeddingInterface
+from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
-from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.tensor.engine import TensorEngine, TensorLimits, TensorShape
 from outpost_runtime.tensors import Array
 from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Encoded, Tokenizer
 
@@ -44,16 +45,24 @@ class EmbeddingModel:
         BundleError: The tokenizer of the bundle cannot be read, or the model wants other inputs.
     """
 
-    def __init__(self, bundle: Bundle, interface: EmbeddingInterface, session: Session) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        interface: EmbeddingInterface,
+        session: Session,
+        limits: TensorLimits | None = None,
+        precedence: Precedence | None = None,
+    ) -> None:
         self.bundle = bundle
         self.interface = interface
         path = bundle.path(interface.tokenizer)
         self.tokenizer = Tokenizer(path, max_tokens=interface.max_tokens)
         if not {spec.name for spec in interface.inputs} <= set(ENCODER_INPUTS):
             raise BundleError(f"The model has inputs beside {', '.join(ENCODER_INPUTS)}.")
-        self.engine = TensorEngine(
-            session, max_batch=interface.max_batch, max_sequence=interface.max_tokens
+        shape = TensorShape(
+            max_batch=interface.max_batch, max_sequence=interface.max_tokens, padded=True
         )
+        self.engine = TensorEngine(session, shape, limits, precedence)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokenize texts, cut at the bundle's maximum as sentence-transformers does.
@@ -86,9 +95,9 @@ class EmbeddingModel:
             raise
         return batches
 
-    def close(self) -> None:
-        """Free the model."""
-        self.engine.close()
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Free the model; see :meth:`TensorEngine.close`."""
+        self.engine.close(drain_seconds=drain_seconds)
 
     def _encode(self, text: str) -> Encoded:
         if len(text) > MAX_TEXT_CHARACTERS:

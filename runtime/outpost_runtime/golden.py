@@ -1,8 +1,9 @@
 """Golden inputs: what a bundle answered where it was built, asked again here.
 
 For decoders the file holds ``input_ids`` [n] and ``top_tokens`` [n - 1] int64; for other
-models ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``. Tolerances stand in the
-manifest: processors round differently, damage does not round.
+models ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``. Cases of a model with states
+are run as steps of sequences: one whose states are zero begins another. Tolerances stand in
+the manifest: processors round differently, damage does not round.
 """
 
 from collections import defaultdict
@@ -16,9 +17,10 @@ from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.golden_file import load
 from outpost_runtime.interface import TextInterface
-from outpost_runtime.models import Model
+from outpost_runtime.opening import Model
 from outpost_runtime.sessions.ort import OrtSession
-from outpost_runtime.tensor_engine import TensorEngine
+from outpost_runtime.tensor.engine import TensorEngine
+from outpost_runtime.tensor.request import SequenceStep
 from outpost_runtime.tensors import Array
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank
@@ -27,6 +29,8 @@ from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.scoring import score
 
 Figures = dict[str, float]
+
+_SEQUENCE = "golden"
 
 
 def check(model: Model) -> Figures:
@@ -144,10 +148,20 @@ def _check_tensors(engine: TensorEngine, tensors: dict[str, Array]) -> Figures:
     for key, value in tensors.items():
         case, side, name = key.split("/", 2)
         {"inputs": inputs, "outputs": outputs}[side][case][name] = value
-    pairs = [
-        (engine.submit(feeds).result(), outputs[case]) for case, feeds in sorted(inputs.items())
-    ]
+    shown = {spec.name for spec in engine.outputs}
+    pairs = []
+    for case in sorted(inputs, key=lambda case: (len(case), case)):  # numbers, in their order
+        expected = {name: array for name, array in outputs[case].items() if name in shown}
+        pairs.append((_answer(engine, inputs[case]), expected))
     return differences(pairs)
+
+
+def _answer(engine: TensorEngine, inputs: dict[str, Array]) -> dict[str, Array]:
+    feeds = {spec.name: inputs.pop(spec.name) for spec in engine.inputs}
+    if inputs.keys() != {state.input for state in engine.shape.states}:
+        raise ValueError(f"{', '.join(inputs) or 'nothing'} is not what the model carries")
+    begins = not any(state.any() for state in inputs.values())
+    return engine.submit(feeds, sequence=SequenceStep(id=_SEQUENCE, start=begins)).result()
 
 
 def _described(outputs: Mapping[str, Array]) -> dict[str, tuple[object, ...]]:

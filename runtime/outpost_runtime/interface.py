@@ -273,7 +273,9 @@ def _check_states(reader: Reader, interface: TensorInterface) -> None:
     outputs = {spec.name: spec for spec in interface.outputs}
     for state in interface.states:
         if state.input not in inputs or state.output not in outputs:
-            raise reader.fault("states", f"names '{state.input}' and '{state.output}': not both are")
+            raise reader.fault(
+                "states", f"names '{state.input}' and '{state.output}': not both are"
+            )
         if inputs[state.input].datatype != outputs[state.output].datatype:
             raise reader.fault("states", f"'{state.input}' has another datatype as an output")
     if interface.states and interface.max_batch:

@@ -10,7 +10,7 @@ from outpost_export.encoder_graph import quantize_rows
 from outpost_export.errors import ConversionError, EvidenceError, RecipeError, SourceError
 from outpost_export.gate import misses
 from outpost_export.progress import SilentReporter
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import ModelSettings, open_model
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification
 
@@ -23,7 +23,7 @@ TEXTS = ["a", "The press stops.", "A much longer sentence about oil, valves and 
 
 
 def _embed(bundle, texts):
-    model = open_model(bundle, threads=1)
+    model = open_model(bundle, ModelSettings(threads=1))
     (batch,) = model.submit(model.encode(texts))
     (vectors,) = batch.output.result().values()
     model.close()
@@ -76,7 +76,7 @@ def test_a_classifier_gives_the_labels_of_the_checkpoint(tmp_path, tokens):
 
 def test_a_classifier_reads_two_segments(tmp_path):
     source = checkpoints.save_classifier(tmp_path / "source")
-    model = open_model(build_bundle(source, tmp_path / "b"), threads=1)
+    model = open_model(build_bundle(source, tmp_path / "b"), ModelSettings(threads=1))
     ids = np.array([[1, 10, 20, 30, 2]])
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids // 20}
     got = model.engine.submit(feeds).result()["logits"]

@@ -14,7 +14,7 @@ from outpost_runtime import golden, golden_file
 from outpost_runtime.bundle import read_bundle, verify
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.interface import StateSpec
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import open_model
 from outpost_runtime.sessions.ort import OrtSession
 from rich.console import Console
 
@@ -502,7 +502,7 @@ def test_a_device_notices_other_answers(tmp_path):
     tensors["1/outputs/y"][0, 0] *= 1.1
     path = bundle.path(bundle.manifest.evidence.golden)
     golden_file.save(path, tensors)
-    model = open_model(bundle, threads=1)
+    model = open_model(bundle)
     try:
         with pytest.raises(BundleError, match=r"relative_difference is .*, allowed is 0\.001"):
             golden.check(model)

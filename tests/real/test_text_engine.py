@@ -4,7 +4,7 @@ import queue
 
 import pytest
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.text.chat import Message
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import Sampling, TextRequest, TokenEvent
@@ -79,7 +79,8 @@ def test_an_adapter_gives_the_tokens_of_the_merged_bundle_in_fp32(exact):
     exact.load_adapter(read_bundle(bundles.path_of("press-line-adapter", "cpu-fp32")))
     shelved = exact.adapters.get("press-line-adapter")
     merged = open_model(
-        read_bundle(bundles.path_of("press-line", "cpu-fp32")), limits=TextLimits(streams=1)
+        read_bundle(bundles.path_of("press-line", "cpu-fp32")),
+        ModelSettings(text=TextLimits(streams=1)),
     )
     questions = [q.question for q in load_catalogue().exam_questions()[:4]]
     texts = [[Message(role="user", content=question)] for question in questions]

@@ -17,7 +17,7 @@ from outpost_runtime.errors import (
     StoreError,
     UnsupportedError,
 )
-from outpost_runtime.models import open_model
+from outpost_runtime.opening import open_model
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.store import Store
 from outpost_runtime.text.adapter_session import AdapterSession

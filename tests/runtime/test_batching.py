@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 from outpost_runtime.errors import BusyError, DeadlineError, ExecutionError
+from outpost_runtime.priority import LONGEST_HOLD, Precedence, Priority
 from outpost_runtime.text.memory import BLOCK_TOKENS
 from outpost_runtime.text.pace import LARGEST_CHUNK
-from outpost_runtime.text.request import FailEvent, FinishEvent, Priority, Sampling, TokenEvent
+from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TokenEvent
 
 from tests.support import toy
 from tests.support.answers import (
@@ -127,6 +128,25 @@ def test_a_full_queue_says_when_to_come_back(session):
     assert caught.value.retry_after >= 0.5
 
 
+def test_batch_answers_wait_for_interactive_work_of_other_models_and_not_for_ever(session):
+    precedence = Precedence()
+    other = precedence.seat()
+    engine = new_engine(session, precedence=precedence)
+    other.begin(Priority.INTERACTIVE)
+    began = time.monotonic()
+    job = begin(engine, new_request(max_new_tokens=20, priority=Priority.BATCH))
+    driver = begin(engine, new_request([8, 9], max_new_tokens=3))
+    assert token_ids(driver()) == continuation([8, 9], 3)
+    assert time.monotonic() - began < LONGEST_HOLD
+    time.sleep(0.2)
+    assert session.runs < 3 + 3  # of the job, one at most that the driver's end let through
+    time.sleep(LONGEST_HOLD)
+    assert 3 < session.runs < 3 + 6
+    other.end(Priority.INTERACTIVE)
+    assert token_ids(job()) == continuation([5, 6, 7], 20)
+    engine.close()
+
+
 def test_the_driver_gets_the_batch_jobs_row_and_the_job_loses_nothing(session):
     engine = new_engine(session, rows=1, blocks=64)
     job_gate = Gate()
@@ -223,7 +243,7 @@ def test_a_fault_in_the_engine_itself_leaves_nobody_hanging(engine, caplog):
         raise ZeroDivisionError("a fault of our own")
 
     class Broken:
-        idle, waiting, live = False, 0, 0
+        idle, waiting, live, is_batch_only = False, 0, 0, False
         submit = remove = staticmethod(lambda _: None)
         plan = staticmethod(broken)
 

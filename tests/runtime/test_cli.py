@@ -73,7 +73,7 @@ def test_check_runs_the_golden_inputs(tmp_path):
         (["serve", "--store", "/nowhere"], "has no models", "outpost add"),
         (["serve", "--address", "0.0.0.0:8001"], "other machines", "--allow-remote-unauth"),
         (["serve", "--address", "8001"], "'8001' is not an address", "HOST:PORT"),
-        (["serve", "--metrics-address", "0.0.0.0:8000"], "other machines", "127.0.0.1"),
+        (["serve", "--http-address", "0.0.0.0:8000"], "other machines", "127.0.0.1"),
         (["generate", "m", "x", "--address", "127.0.0.1:1"], "no server on 127.0.0.1:1", "serve"),
         (["check", "nope", "--store", "/nowhere"], "no model 'nope'", ""),
         (["generate", "m", "x", "--max-new-tokens", "99999999999"], "cannot be sent", ""),

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outpost_runtime.errors import BusyError
-from outpost_runtime.text.request import Priority, Sampling, TextRequest
+from outpost_runtime.priority import Priority
+from outpost_runtime.text.request import Sampling, TextRequest
 from outpost_runtime.text.scheduler import Scheduler, Sequence
 
 

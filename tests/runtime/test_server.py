@@ -301,7 +301,7 @@ def _with(change):
     [
         (_infer_request(model_name="nope"), "NOT_FOUND", "no model 'nope'"),
         (_infer_request(model_version="9"), "NOT_FOUND", "no version '9'"),
-        (_infer_request(model_name=MODEL), "UNIMPLEMENTED", "outpost.v1.Text/Generate"),
+        (_infer_request(model_name=MODEL), "UNIMPLEMENTED", "ModelStreamInfer"),
         (_with(lambda r: r.inputs.pop()), "INVALID_ARGUMENT", "3 raw contents for 2 inputs"),
         (
             _with(lambda r: (r.inputs.pop(), r.raw_input_contents.pop())),

@@ -18,10 +18,11 @@ _START_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Running:
-    """A server that answers."""
+    """A server that answers; ``address`` is gRPC's, ``http`` HTTP's."""
 
     address: str
     metrics: str
+    http: str
     store: Path
     process: subprocess.Popen
     log: Path
@@ -35,7 +36,7 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
         Store(store).add(bundle)
     log = folder / "server.log"
     command = [sys.executable, "-m", "outpost_runtime.cli", "serve", "--store", store]
-    command += ["--address", _ANY_PORT, "--metrics-address", _ANY_PORT, *options]
+    command += ["--address", _ANY_PORT, "--http-address", _ANY_PORT, *options]
     folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -43,7 +44,10 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
         )
     try:
         address, metrics = _addresses(process, log)
-        yield Running(address=address, metrics=metrics, store=store, process=process, log=log)
+        http = metrics.removeprefix("http://").removesuffix("/metrics")
+        yield Running(
+            address=address, metrics=metrics, http=http, store=store, process=process, log=log
+        )
     finally:
         process.terminate()
         process.wait(20)

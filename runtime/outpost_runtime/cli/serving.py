@@ -12,19 +12,26 @@ from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
 
 if TYPE_CHECKING:
+    from outpost_runtime.models import Models
+
     # argparse has no public name for what add_subparsers returns.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
-_DEFAULT_METRICS = "127.0.0.1:8000"
+_DEFAULT_HTTP = "127.0.0.1:8000"
 _DEFAULTS = TextLimits()
 
 
 def add_commands(commands: "Commands") -> None:
     """Describe the commands of this file."""
     serve = commands.add_parser("serve", help="serve every active model of the store")
-    serve.add_argument("--address", default=DEFAULT_ADDRESS, help="for gRPC (%(default)s)")
     serve.add_argument(
-        "--metrics-address", default=_DEFAULT_METRICS, help="for Prometheus (%(default)s)"
+        "--address", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="for gRPC (%(default)s)"
+    )
+    serve.add_argument(
+        "--http-address",
+        default=_DEFAULT_HTTP,
+        metavar="ADDRESS",
+        help="for HTTP: the Open Inference Protocol and /metrics (%(default)s)",
     )
     serve.add_argument("--threads", type=int, metavar="N", help="per run (default: all cores)")
     serve.add_argument(
@@ -46,7 +53,21 @@ def add_commands(commands: "Commands") -> None:
         type=int,
         default=_DEFAULTS.queue_limit,
         metavar="N",
-        help="requests of a text model that may wait before others are refused (%(default)s)",
+        help="requests of a model that may wait before others are refused (%(default)s)",
+    )
+    serve.add_argument(
+        "--memory",
+        type=int,
+        metavar="MIB",
+        help="of all models together (default: 80 %% of what is available now)",
+    )
+    serve.add_argument(
+        "--evict-idle",
+        action="store_true",
+        help="unload idle models where the memory does not suffice for another one",
+    )
+    serve.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings of single models, in TOML"
     )
     serve.add_argument(
         "--adapters",
@@ -70,36 +91,25 @@ def add_commands(commands: "Commands") -> None:
     serve.set_defaults(run=_serve)
 
 
-def _limits(parsed: argparse.Namespace) -> TextLimits:
-    return TextLimits(
-        streams=parsed.streams,
-        memory_bytes=parsed.kv_memory << 20,
-        queue_limit=parsed.queue,
-        adapters=parsed.adapters,
-        prefix_folder=parsed.keep_prompts,
-    )
-
-
 def _serve(parsed: argparse.Namespace) -> int:
-    from outpost_runtime.models import open_active  # noqa: PLC0415 - loads ONNX Runtime
-    from outpost_runtime.server.app import Address, serve_until_signal  # noqa: PLC0415
+    from outpost_runtime.server.address import Address  # noqa: PLC0415
+    from outpost_runtime.server.app import serve_until_signal  # noqa: PLC0415
 
-    addresses = Address.parse(parsed.address), Address.parse(parsed.metrics_address)
+    addresses = Address.parse(parsed.address), Address.parse(parsed.http_address)
     for address in addresses:
         if not address.is_loopback and not parsed.allow_remote_unauthenticated:
             raise ConfigurationError(
                 f"{address} can be reached from other machines, and nobody is asked who they are.",
                 hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
             )
-    if parsed.threads is not None and parsed.threads < 1:
-        raise ConfigurationError("--threads must be at least 1.")
     store = Store(parsed.store)
     if not store.names():
         raise ConfigurationError(
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
         )
-    models = open_active(store, threads=parsed.threads, limits=_limits(parsed))
+    models = _models(store, parsed)
+    models.load_all()
     if not list(models):
         models.close()
         raise ConfigurationError(
@@ -108,3 +118,25 @@ def _serve(parsed: argparse.Namespace) -> int:
         )
     asyncio.run(serve_until_signal(models, *addresses))
     return 0
+
+
+def _models(store: Store, parsed: argparse.Namespace) -> "Models":
+    from outpost_runtime.budget import MemoryBudget  # noqa: PLC0415 - as above
+    from outpost_runtime.models import Models  # noqa: PLC0415
+    from outpost_runtime.opening import ModelSettings  # noqa: PLC0415
+    from outpost_runtime.settings import read_settings  # noqa: PLC0415
+    from outpost_runtime.tensor.engine import TensorLimits  # noqa: PLC0415
+
+    text = TextLimits(
+        streams=parsed.streams,
+        memory_bytes=parsed.kv_memory << 20,
+        queue_limit=parsed.queue,
+        adapters=parsed.adapters,
+        prefix_folder=parsed.keep_prompts,
+    )
+    default = ModelSettings(
+        threads=parsed.threads, text=text, tensor=TensorLimits(queue=parsed.queue)
+    )
+    settings = read_settings(parsed.config, default) if parsed.config else lambda _: default
+    total = None if parsed.memory is None else parsed.memory << 20
+    return Models(store, settings, budget=MemoryBudget(total), evict=parsed.evict_idle)

@@ -117,7 +117,7 @@ def _row(store: Store, name: str) -> dict[str, Any]:
 
 def _check(parsed: argparse.Namespace) -> int:
     from outpost_runtime import golden  # noqa: PLC0415 - loads ONNX Runtime, which takes a second
-    from outpost_runtime.models import open_model  # noqa: PLC0415
+    from outpost_runtime.opening import open_model  # noqa: PLC0415
 
     store = Store(parsed.store)
     for name in parsed.models or store.names():

@@ -1,15 +1,14 @@
 """What a server tells Prometheus about itself, on HTTP ``/metrics``."""
 
-from collections.abc import Callable, Iterator
-from http.server import HTTPServer
+from collections.abc import Iterable, Iterator
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.text.engine import EngineState
+from outpost_runtime.opening import Model
+from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.request import FinishEvent
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -19,9 +18,13 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25
 
 
 class Metrics:
-    """One server's metrics."""
+    """One server's metrics.
 
-    def __init__(self) -> None:
+    Args:
+        models: What is served, whenever it is asked.
+    """
+
+    def __init__(self, models: Iterable[Model]) -> None:
         self.registry = CollectorRegistry()
         self._calls = Counter(
             "outpost_calls", "Calls ended, by method and status", ["method", "code"],
@@ -49,21 +52,11 @@ class Metrics:
             ["model", "kind"],
             registry=self.registry,
         )  # fmt: skip
-        self._models = Gauge(
-            "outpost_model_info", "Served bundles", ["model", "version", "target", "digest"],
-            registry=self.registry,
-        )  # fmt: skip
-
-        self._engines: dict[str, Callable[[], EngineState]] = {}
-        self.registry.register(_Engines(self._engines))
+        self.registry.register(_Models(models))
 
     def count(self, method: str, code: grpc.StatusCode) -> None:
         """Count a call that has ended."""
         self._calls.labels(method, code.name).inc()
-
-    def serves(self, model: str, version: str, target: str, digest: str) -> None:
-        """Tell that a bundle is served."""
-        self._models.labels(model, version, target, digest).set(1)
 
     def finished(self, model: str, event: FinishEvent) -> None:
         """Take in the timings of a completed answer."""
@@ -79,25 +72,9 @@ class Metrics:
         for kind in ("prompt", "cached", "generated", "drafted", "accepted"):
             self._tokens.labels(model, kind).inc(getattr(event, f"{kind}_tokens"))
 
-    def watch(self, model: str, state: Callable[[], EngineState]) -> None:
-        """Show what a text engine is doing whenever somebody asks."""
-        self._engines[model] = state
-
-    def listen(self, host: str, port: int) -> HTTPServer:
-        """Serve ``/metrics`` from a thread of its own until the returned server is shut down.
-
-        Raises:
-            ConfigurationError: The address cannot be bound.
-        """
-        try:
-            server, _ = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise ConfigurationError(
-                f"Metrics cannot listen on {host}:{port}: {error.strerror or error}.",
-                hint="Choose another address with --metrics-address.",
-            ) from error
-        http_server: HTTPServer = server
-        return http_server
+    def page(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(
@@ -105,24 +82,69 @@ class Metrics:
         )
 
 
-class _Engines(Collector):
-    """Gauges read from the engines when Prometheus asks."""
+class _Models(Collector):
+    """What is read from the models when Prometheus asks."""
 
-    _GAUGES = (
+    _TEXT = (
         ("live", "outpost_text_live", "Requests that have a row of key/value memory"),
         ("waiting", "outpost_text_waiting", "Requests in the queue"),
         ("key_value_use", "outpost_text_key_value_use", "Share of the rows' tokens in use"),
         ("cache_use", "outpost_text_cache_use", "Share of the prefix cache's blocks in use"),
     )
+    _COUNTS = (
+        ("inference_count", "outpost_inferences", "Rows of successful requests"),
+        ("execution_count", "outpost_executions", "Runs of the model"),
+    )
+    _DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 
-    def __init__(self, engines: dict[str, Callable[[], EngineState]]) -> None:
-        self._engines = engines
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = models
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges (prometheus_client's protocol)."""
-        states = {model: state() for model, state in self._engines.items()}
-        for attribute, name, text in self._GAUGES:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Yield everything (prometheus_client's protocol)."""
+        models = list(self._models)
+        yield _information(models)
+        texts = [model for model in models if isinstance(model, TextModel)]
+        states = {_name(model): model.engine.state() for model in texts}
+        for attribute, name, text in self._TEXT:
             family = GaugeMetricFamily(name, text, labels=["model"])
             for model, state in states.items():
                 family.add_metric([model], getattr(state, attribute))
             yield family
+        yield from self._statistics(models)
+
+    def _statistics(self, models: list[Model]) -> Iterator[CounterMetricFamily]:
+        found = {_name(model): model.engine.statistics.snapshot() for model in models}
+        for attribute, name, text in self._COUNTS:
+            family = CounterMetricFamily(name, text, labels=["model"])
+            for model, snapshot in found.items():
+                family.add_metric([model], getattr(snapshot, attribute))
+            yield family
+        requests = CounterMetricFamily(
+            "outpost_requests", "Requests, by outcome", labels=["model", "outcome"]
+        )
+        seconds = CounterMetricFamily(
+            "outpost_request_seconds", "Where requests spent their time", labels=["model", "part"]
+        )
+        for model, snapshot in found.items():
+            for outcome in ("success", "fail"):
+                requests.add_metric([model, outcome], getattr(snapshot, outcome).count)
+            for part in self._DURATIONS:
+                seconds.add_metric([model, part], getattr(snapshot, part).ns / 1e9)
+        yield requests
+        yield seconds
+
+
+def _information(models: list[Model]) -> GaugeMetricFamily:
+    labels = ["model", "version", "target", "digest"]
+    family = GaugeMetricFamily("outpost_model_info", "Served bundles", labels=labels)
+    for model in models:
+        manifest = model.bundle.manifest
+        family.add_metric(
+            [manifest.name, manifest.version, manifest.target, model.bundle.digest], 1
+        )
+    return family
+
+
+def _name(model: Model) -> str:
+    return model.bundle.manifest.name

@@ -7,7 +7,8 @@ INTERNAL with an id, and the log as a traceback with the same id.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ STATUS_CODES: dict[type[OutpostError], grpc.StatusCode] = {
     ExecutionError: grpc.StatusCode.INTERNAL,
 }
 
+_REFLECTION = "/grpc.reflection."
 _LOG = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,9 +69,15 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap the handler of a call (gRPC's own signature)."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler  # unknown methods are gRPC's to refuse; only reflection streams in
         method = handler_call_details.method
+        if handler is None or method.startswith(_REFLECTION):
+            return handler  # unknown methods are gRPC's to refuse, and reflection is its own
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.stream_stream),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(method, handler.unary_stream),
@@ -96,11 +104,14 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return wrapped
 
-    def _stream(self, method: str, call: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    def _stream(
+        self, method: str, call: Callable[..., AsyncGenerator[Any, None]]
+    ) -> Callable[..., Any]:
         async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                async for response in call(_well_formed(request), context):
-                    yield response
+                async with aclosing(call(_well_formed(request), context)) as responses:
+                    async for response in responses:
+                        yield response
             except (asyncio.CancelledError, GeneratorExit):
                 self._metrics.count(method, grpc.StatusCode.CANCELLED)
                 raise
@@ -148,9 +159,16 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
 
 
 def _well_formed(request: Any) -> Any:
+    if isinstance(request, AsyncIterator):
+        return _each_well_formed(request)
     if isinstance(request, _Malformed):
         raise InvalidInputError(
             f"The request is not a valid message: {request.reason}",
             hint="Strings must be UTF-8.",
         )
     return request
+
+
+async def _each_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)

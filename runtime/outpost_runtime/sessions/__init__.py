@@ -27,7 +27,10 @@ class Binding(Protocol):
 
 
 class Session(Protocol):
-    """One opened model. Not thread-safe: its engine's thread owns it."""
+    """One opened model; its engine owns it.
+
+    :meth:`run` may be called by several threads at once; bindings belong to one thread.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -30,6 +30,8 @@ from outpost_runtime.errors import (
     OutpostError,
     UnavailableError,
 )
+from outpost_runtime.priority import LOOK_AGAIN, Precedence
+from outpost_runtime.statistics import RunTimes, Statistics
 from outpost_runtime.text.answer import Answer, acceptable
 from outpost_runtime.text.assembler import Decode
 from outpost_runtime.text.decoder import Decoder
@@ -49,6 +51,7 @@ from outpost_runtime.text.scheduler import PATIENCE_SECONDS, Scheduler, Sequence
 _LOG = logging.getLogger(__name__)
 _SHORTEST_RETRY_SECONDS = 0.5
 _WEIGHT = 0.2
+_LOOK_AGAIN_SECONDS = 0.05
 
 T = TypeVar("T")
 Sink = Callable[[Event], object]
@@ -108,6 +111,7 @@ class TextEngine:
         speculate: Guess tokens that the text repeats while a sequence decodes alone. Guesses
             are verified; but a run of several tokens rounds differently from a run of
             one, which only float32 graphs do not amplify, so this is for those.
+        precedence: What it knows of other models' engines; None is that there are none.
     """
 
     def __init__(
@@ -120,7 +124,9 @@ class TextEngine:
         bundle: str = "",
         patience: float = PATIENCE_SECONDS,
         speculate: bool = False,
+        precedence: Precedence | None = None,
     ) -> None:
+        self.statistics = Statistics()
         self._runner = Runner(decoder)
         self._decode_text = decode_text
         self._end_tokens = end_tokens
@@ -131,8 +137,10 @@ class TextEngine:
         self._scheduler = self._new_scheduler()
         self._generations: dict[Sequence, Generation] = {}
         self._answer_seconds = 1.0
+        self._seat = (precedence or Precedence()).seat()
         self._calls: list[_Call] = []
         self._changed = threading.Condition()
+        self._refusing = False
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="text-engine", daemon=True)
         self._thread.start()
@@ -153,7 +161,7 @@ class TextEngine:
         """
         generation = self._generation(request, sink)
         with self._changed:
-            if self._closing:
+            if self._refusing:
                 raise UnavailableError("The model is being closed.", hint="Try again in a moment.")
             if request.adapter is not None and request.adapter.retired:
                 raise NotFoundError(f"The adapter '{request.adapter.name}' has been unloaded.")
@@ -162,7 +170,8 @@ class TextEngine:
             except BusyError as error:
                 raise self._busy(error) from None
             self._generations[generation.sequence] = generation
-            self._changed.notify()
+            self._seat.begin(request.priority)
+            self._changed.notify_all()
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -208,11 +217,24 @@ class TextEngine:
                 cache_use=len(cache) / cache.capacity if cache.capacity else 0.0,
             )
 
+    @property
+    def busy(self) -> int:
+        """Requests that wait or are being answered."""
+        return len(self._generations)
+
+    def drain(self, seconds: float) -> None:
+        """Refuse new requests from now on, and give those that are here some time to end."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            self._refusing = True
+            while self._generations and (rest := until - time.monotonic()) > 0:
+                self._changed.wait(min(rest, _LOOK_AGAIN_SECONDS))
+
     def close(self) -> None:
         """Fail what waits or runs, and end the thread."""
         with self._changed:
-            self._closing = True
-            self._changed.notify()
+            self._refusing = self._closing = True
+            self._changed.notify_all()
         self._thread.join()
         self._runner.close()
 
@@ -224,7 +246,7 @@ class TextEngine:
             if adapter is not None:
                 adapter.retired = True
             self._calls.append(_Call(adapter=adapter, act=act, future=future))
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def _new_scheduler(self) -> Scheduler:
@@ -298,8 +320,7 @@ class TextEngine:
 
     def _next_step(self) -> Step | None:
         with self._changed:
-            while self._scheduler.idle and not self._calls and not self._closing:
-                self._changed.wait()
+            self._wait_for_work()
             now = time.monotonic()
             expired = [g for g in self._generations.values() if _expired(g, now)]
         for generation in expired:
@@ -307,6 +328,15 @@ class TextEngine:
             self._end(generation, FailEvent(error=error))
         with self._changed:
             return None if self._closing else self._scheduler.plan(now)
+
+    def _wait_for_work(self) -> None:
+        while not self._calls and not self._closing:
+            if self._scheduler.idle:
+                self._changed.wait()
+            elif self._scheduler.is_batch_only and self._seat.holds(time.monotonic()):
+                self._changed.wait(LOOK_AGAIN)
+            else:
+                return
 
     def _take(self, step: Step) -> None:
         self._runner.move(step.moves)
@@ -419,9 +449,20 @@ class TextEngine:
         self._end(generation, event)
 
     def _end(self, generation: Generation, event: FinishEvent | FailEvent) -> None:
+        if not generation.ended:
+            self._count(generation, event)
         self._send(generation, event)
         with self._changed:
             self._forget(generation)
+
+    def _count(self, generation: Generation, event: FinishEvent | FailEvent) -> None:
+        total = time.monotonic() - generation.sequence.since
+        if isinstance(event, FailEvent):
+            self.statistics.failed(total)
+            return
+        times = RunTimes(compute_infer=event.prefill_seconds + event.decode_seconds)
+        self.statistics.ran(1, times)
+        self.statistics.succeeded(1, total=total, queue=event.queue_seconds, times=times)
 
     def _send(self, generation: Generation, event: Event) -> None:
         # A cancelled request is forgotten at once; its sink hears nothing more.
@@ -436,7 +477,8 @@ class TextEngine:
     def _forget(self, generation: Generation) -> None:
         generation.ended = True
         self._scheduler.remove(generation.sequence)
-        self._generations.pop(generation.sequence, None)
+        if self._generations.pop(generation.sequence, None):
+            self._seat.end(generation.sequence.request.priority)
 
     def _fail_all(self, error: OutpostError) -> None:
         for generation in list(self._generations.values()):

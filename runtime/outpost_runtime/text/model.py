@@ -6,6 +6,7 @@ from pathlib import Path
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedError
 from outpost_runtime.interface import TextInterface
+from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
 from outpost_runtime.text import prefix_file
 from outpost_runtime.text.adapter_shelf import AdapterShelf, ShelvedAdapter
@@ -30,6 +31,7 @@ class TextModel:
         bundle: Its interface is a :class:`TextInterface`.
         open_session: Opens a graph of the bundle by its file name.
         limits: What it may take of this machine.
+        precedence: What its engine knows of other models' engines.
 
     Raises:
         BundleError: A file of the bundle is not what it should be.
@@ -42,6 +44,7 @@ class TextModel:
         interface: TextInterface,
         open_session: Callable[[str], Session],
         limits: TextLimits,
+        precedence: Precedence | None = None,
     ) -> None:
         self.bundle = bundle
         self.interface = interface
@@ -64,6 +67,7 @@ class TextModel:
             bundle=bundle.digest,
             queue_limit=limits.queue_limit,
             speculate=bundle.manifest.target in _EXACT_TARGETS,
+            precedence=precedence,
         )
         self.adapters = AdapterShelf(
             bundle,
@@ -122,8 +126,13 @@ class TextModel:
         """
         return self._constraints.compile(kind, text)
 
-    def close(self) -> None:
-        """End the engine's thread and free the model."""
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """End the engine's thread and free the model.
+
+        Args:
+            drain_seconds: How long running answers may go on before that; new ones are refused.
+        """
+        self.engine.drain(drain_seconds)
         if self._prefix_folder is not None:
             self._with_prefixes(prefix_file.save, self._prefix_folder)
         self.engine.close()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from outpost_runtime.errors import InvalidInputError, OutpostError
 from outpost_runtime.interface import GenerationDefaults
+from outpost_runtime.priority import Priority
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
@@ -25,13 +26,6 @@ SAMPLING_PARAMETERS = (*DEFAULTED_PARAMETERS, "frequency_penalty", "presence_pen
 _HIGHEST = 100
 _STRONGEST_PENALTY = 10
 _STRONGEST_BIAS = 100
-
-
-class Priority(enum.IntEnum):
-    """Who goes first when there is not room for everybody; lower values do."""
-
-    INTERACTIVE = 0
-    BATCH = 1
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -23,9 +23,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from outpost_runtime.errors import BusyError
+from outpost_runtime.priority import Priority
 from outpost_runtime.text.pace import LARGEST_CHUNK
 from outpost_runtime.text.prefix_cache import Root
-from outpost_runtime.text.request import Priority, TextRequest
+from outpost_runtime.text.request import TextRequest
 
 PATIENCE_SECONDS = 30.0
 
@@ -118,6 +119,12 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether there is nothing to run."""
         return not self._waiting and self._reading is None and not any(self._decoding)
+
+    @property
+    def is_batch_only(self) -> bool:
+        """Whether nobody interactive waits or lives."""
+        everybody = (*self._waiting, self._reading, *self._decoding)
+        return all(s.priority is Priority.BATCH for s in everybody if s)
 
     @property
     def waiting(self) -> int:

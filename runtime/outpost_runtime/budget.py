@@ -1,0 +1,98 @@
+"""How much memory opened models may take together. Pure but for asking how much there is."""
+
+from pathlib import Path
+
+from outpost_runtime.bundle import Bundle
+from outpost_runtime.errors import BusyError
+from outpost_runtime.interface import TextInterface
+from outpost_runtime.opening import ModelSettings
+
+_WEIGHTS_FACTOR = 2.0
+"""An opened graph takes at most this many times its files: the weights, and once more packed."""
+
+_SESSION_BYTES = 48 << 20
+"""What a session takes beside its weights: the graph, and memory for intermediate results."""
+
+_SHARE = 0.8
+"""Of the memory that is there when a server starts, unless it is told otherwise."""
+
+
+class MemoryBudget:
+    """Bytes promised to models by name.
+
+    Args:
+        total: Bytes; None is a share of what this machine has available now.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total or int(available_bytes() * _SHARE)
+        self._promised: dict[str, int] = {}
+
+    @property
+    def free(self) -> int:
+        """Bytes that are promised to nobody."""
+        return self.total - sum(self._promised.values())
+
+    def promise(self, name: str, needed: int) -> None:
+        """Set memory apart for a model, in addition to what it may have already.
+
+        Raises:
+            BusyError: There is not so much left.
+        """
+        if needed > self.free:
+            raise BusyError(
+                f"'{name}' is expected to need {needed >> 20} MiB; of the {self.total >> 20} MiB "
+                f"for models, {max(self.free, 0) >> 20} MiB are left.",
+                hint="Unload another model, or allow more with --memory.",
+            )
+        self._promised[name] = self._promised.get(name, 0) + needed
+
+    def release(self, name: str, needed: int | None = None) -> None:
+        """Give back what was set apart for a model: all of it, or ``needed`` bytes."""
+        rest = 0 if needed is None else self._promised.get(name, 0) - needed
+        if rest > 0:
+            self._promised[name] = rest
+        else:
+            self._promised.pop(name, None)
+
+
+def expected_bytes(bundle: Bundle, settings: ModelSettings) -> int:
+    """Return what an opened bundle takes at most, by what its manifest says."""
+    interface = bundle.manifest.interface
+    files = bundle.manifest.files
+    weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
+    needed = int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES
+    if isinstance(interface, TextInterface):
+        needed += settings.text.memory_bytes
+    return needed
+
+
+def available_bytes() -> int:
+    """Return the memory that this machine, or this process's control group, can still give."""
+    return min(_of_machine(), _of_group())
+
+
+def _of_machine() -> int:
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def _of_group() -> int:
+    """Control groups v2, see the kernel's cgroup-v2 document: memory.max and memory.current."""
+    try:
+        folder = Path("/sys/fs/cgroup") / _group().lstrip("/")
+        most = (folder / "memory.max").read_text("ascii").strip()
+        used = int((folder / "memory.current").read_text("ascii"))
+    except (OSError, ValueError):
+        return 1 << 62
+    return 1 << 62 if most == "max" else max(int(most) - used, 0)
+
+
+def _group() -> str:
+    for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+        number, _, name = line.split(":", 2)
+        if number == "0":
+            return name
+    return ""

@@ -1,0 +1,93 @@
+"""From a bundle to an opened model."""
+
+from dataclasses import dataclass, field
+
+from outpost_runtime.bundle import Bundle, check_runnable
+from outpost_runtime.embeddings import EmbeddingModel
+from outpost_runtime.errors import BundleError, ConfigurationError, UnsupportedError
+from outpost_runtime.interface import (
+    AdapterInterface,
+    EmbeddingInterface,
+    TensorInterface,
+    TextInterface,
+)
+from outpost_runtime.priority import Precedence
+from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.tensor.engine import TensorLimits
+from outpost_runtime.tensor.model import TensorModel
+from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.text.model import TextModel
+
+Model = TextModel | EmbeddingModel | TensorModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """How a model is opened.
+
+    Attributes:
+        threads: Threads of one run; None takes the physical cores.
+        text: What it may take of the machine if it generates text.
+        tensor: The same of any other model.
+    """
+
+    threads: int | None = None
+    text: TextLimits = field(default_factory=TextLimits)
+    tensor: TensorLimits = field(default_factory=TensorLimits)
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError("A run needs at least one thread.")
+
+
+def open_model(
+    bundle: Bundle,
+    settings: ModelSettings | None = None,
+    precedence: Precedence | None = None,
+) -> Model:
+    """Open a bundle.
+
+    Args:
+        bundle: Verified before.
+        precedence: What its engine knows of other models' engines.
+
+    Raises:
+        BundleError: The bundle's files are not what they should be.
+        UnsupportedError: The bundle's target is not for this runtime.
+    """
+    check_runnable(bundle)
+    try:
+        return _open(bundle, settings or ModelSettings(), precedence or Precedence())
+    except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
+        raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
+
+
+def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Model:
+    interface = bundle.manifest.interface
+    if isinstance(interface, AdapterInterface):
+        raise UnsupportedError(
+            f"'{bundle.manifest.name}' is an adapter of '{interface.base_name}' "
+            "and cannot be opened alone.",
+            hint="It is opened with its base.",
+        )
+
+    def open_session(graph: str) -> Session:
+        return OrtSession(bundle.path(graph), threads=settings.threads)
+
+    if isinstance(interface, TextInterface):
+        return TextModel(bundle, interface, open_session, settings.text, precedence)
+    session = open_session(interface.model)
+    _check_signature(bundle, interface, session)
+    if isinstance(interface, EmbeddingInterface):
+        return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
+    return TensorModel(bundle, interface, session, settings.tensor, precedence)
+
+
+def _check_signature(
+    bundle: Bundle, interface: EmbeddingInterface | TensorInterface, session: Session
+) -> None:
+    if (session.inputs, session.outputs) != (interface.inputs, interface.outputs):
+        raise BundleError(
+            f"The model of '{bundle.manifest.name}' has other inputs or outputs than its manifest."
+        )

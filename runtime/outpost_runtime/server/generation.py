@@ -1,0 +1,132 @@
+"""Text requests on their way between the server's event loop and the text engine's thread."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from outpost.v1 import text_pb2
+
+from outpost_runtime.errors import InvalidInputError
+from outpost_runtime.models import Models
+from outpost_runtime.priority import Priority
+from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.text.adapter_shelf import ShelvedAdapter
+from outpost_runtime.text.chat import Message
+from outpost_runtime.text.constraint import Constraint, ConstraintKind
+from outpost_runtime.text.model import TextModel
+from outpost_runtime.text.request import (
+    SAMPLING_PARAMETERS,
+    Event,
+    FailEvent,
+    FinishEvent,
+    TextRequest,
+    TokenEvent,
+)
+
+_CONSTRAINTS = {
+    "json_schema": ConstraintKind.JSON_SCHEMA,
+    "regex": ConstraintKind.REGEX,
+    "grammar": ConstraintKind.GRAMMAR,
+}
+_PRIORITIES = {text_pb2.PRIORITY_BATCH: Priority.BATCH}
+
+
+class Generation:
+    """Makes answers; every service that offers text uses it."""
+
+    def __init__(self, models: Models, metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._compiling.shutdown(wait=False, cancel_futures=True)
+
+    async def events(
+        self, request: text_pb2.GenerateRequest, seconds_left: float | None
+    ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
+        """Yield an answer's tokens and its end; closing the iterator stops the work.
+
+        Args:
+            seconds_left: How long somebody waits for it, or None.
+
+        Raises:
+            OutpostError: The request is refused, or fails.
+        """
+        model, adapter = self._models.text(request.model, request.adapter)
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds_left is None else time.monotonic() + seconds_left
+        # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
+        # compiling a schema may take seconds that other tokenizing should not wait.
+        threads = self._compiling if request.HasField("constraint") else None
+        text_request = await loop.run_in_executor(
+            threads, to_text_request, request, model, adapter, deadline
+        )
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        generation = model.engine.submit(
+            text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+        )
+        try:
+            while isinstance(event := await events.get(), TokenEvent):
+                yield event
+        finally:
+            model.engine.cancel(generation)
+        if isinstance(event, FailEvent):
+            raise event.error
+        self._metrics.finished(request.model, event)
+        yield event
+
+
+def to_text_request(
+    request: text_pb2.GenerateRequest,
+    model: TextModel,
+    adapter: ShelvedAdapter | None,
+    deadline: float | None,
+) -> TextRequest:
+    """Turn the wire's request into the engine's; may take seconds when it has a constraint.
+
+    Raises:
+        InvalidInputError: A parameter is out of range, or there is no prompt.
+        UnsupportedError: It is a chat and the model has no chat template.
+    """
+    parameters = request.parameters
+    if parameters.logit_bias and max(parameters.logit_bias) >= model.decoder.vocabulary_size:
+        raise InvalidInputError(
+            f"logit_bias names token {max(parameters.logit_bias)}; "
+            f"the model has {model.decoder.vocabulary_size} tokens."
+        )
+    given = {field.name: value for field, value in parameters.ListFields()}
+    changes = {name: given[name] for name in SAMPLING_PARAMETERS if name in given}
+    defaults = (adapter and adapter.sampling) or model.sampling
+    return TextRequest(
+        prompt_ids=model.prompt_ids(_prompt(request), adapter),
+        sampling=replace(defaults, **changes, logit_bias=tuple(parameters.logit_bias.items())),
+        max_new_tokens=given.get("max_new_tokens"),
+        seed=given.get("seed"),
+        stop=tuple(parameters.stop),
+        log_probabilities=request.return_log_probabilities,
+        alternatives=request.alternatives,
+        deadline=deadline,
+        priority=_PRIORITIES.get(request.priority, Priority.INTERACTIVE),
+        adapter=adapter.adapter if adapter else None,
+        constraint=_constraint(request, model),
+    )
+
+
+def _constraint(request: text_pb2.GenerateRequest, model: TextModel) -> Constraint | None:
+    kind = request.constraint.WhichOneof("kind")
+    if kind is None:
+        return None
+    return model.constraint(_CONSTRAINTS[kind], getattr(request.constraint, kind))
+
+
+def _prompt(request: text_pb2.GenerateRequest) -> str | list[Message]:
+    kind = request.WhichOneof("input")
+    if kind == "prompt":
+        return request.prompt
+    if kind == "chat":
+        return [Message(role=m.role, content=m.content) for m in request.chat.messages]
+    raise InvalidInputError("The request has neither a prompt nor a chat.")

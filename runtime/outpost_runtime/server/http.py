@@ -1,0 +1,115 @@
+"""The HTTP listener: the Open Inference Protocol and ``/metrics``, beside gRPC in one event loop.
+
+Rules:
+
+1. A page in a browser on this machine is no client: a request with another Origin than
+   this server's, or (while only this machine can reach it) with a Host that is no name
+   of this machine, is refused. So no web site can use the models of who visits it.
+2. Bodies are bounded, packed ones by their unpacked size.
+3. An error is ``{"error": "…"}``, with the status that belongs to it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import grpc
+from aiohttp import web
+
+from outpost_runtime.errors import BusyError, ConfigurationError
+from outpost_runtime.server.address import Address
+from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.server.status import status_of
+
+_STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.INTERNAL: 500,
+}
+_PROMETHEUS = "text/plain; version=1.0.0; charset=utf-8"
+_SHUTDOWN_SECONDS = 5.0
+_LOG = logging.getLogger(__name__)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpServer:
+    """The listener; paths are added to :attr:`app` before :meth:`start`."""
+
+    def __init__(self, metrics: Metrics, *, max_body_bytes: int) -> None:
+        self._metrics = metrics
+        self._address: Address | None = None
+        self.app = web.Application(
+            client_max_size=max_body_bytes, middlewares=[self._answer_errors]
+        )
+        self.app.router.add_get("/metrics", self._page)
+        self._runner = web.AppRunner(
+            self.app,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+            handle_signals=False,
+            handler_cancellation=True,  # a client that hangs up stops its work
+        )
+
+    async def start(self, address: Address) -> int:
+        """Begin to listen; returns the port.
+
+        Raises:
+            ConfigurationError: The address cannot be bound.
+        """
+        self._address = address
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, address.host, address.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"HTTP cannot listen on {address}: {error.strerror or error}.",
+                hint="Choose another address with --http-address.",
+            ) from error
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def stop(self) -> None:
+        """Refuse new requests, give running ones a few seconds."""
+        await self._runner.cleanup()
+
+    async def _page(self, _: web.Request) -> web.Response:
+        page = await asyncio.to_thread(self._metrics.page)
+        return web.Response(body=page, headers={"Content-Type": _PROMETHEUS})
+
+    @web.middleware
+    async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            self._check_origin(request)
+            return await handler(request)
+        except asyncio.CancelledError:
+            raise
+        except web.HTTPException as error:
+            return _refusal(error.status, error.reason)
+        except web.RequestPayloadError:
+            return _refusal(400, "The body is not packed as its Content-Encoding says.")
+        except Exception as error:  # noqa: BLE001 - every error gets its status here
+            code, text = status_of(error)
+            response = _refusal(_STATUSES[code], text)
+            if isinstance(error, BusyError) and error.retry_after is not None:
+                response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+            return response
+
+    def _check_origin(self, request: web.Request) -> None:
+        host = request.headers.get("Host", "")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise web.HTTPForbidden(reason="Pages of other origins may not use this server")
+        assert self._address is not None  # noqa: S101 - it listens
+        if self._address.is_loopback and not Address.of_host(host).is_loopback:
+            raise web.HTTPForbidden(reason="This server answers to names of this machine only")
+
+
+def _refusal(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status)

@@ -1,0 +1,267 @@
+"""What the protocol's operations do, whatever they came in over."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from inference import grpc_service_pb2 as pb
+from inference import model_config_pb2
+
+from outpost_runtime import __version__
+from outpost_runtime.embeddings import EmbeddingModel
+from outpost_runtime.errors import (
+    ExecutionError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from outpost_runtime.models import Models
+from outpost_runtime.opening import Model
+from outpost_runtime.raw_tensors import to_raw
+from outpost_runtime.server.generation import Generation
+from outpost_runtime.server.inference import description, text
+from outpost_runtime.server.inference.classification import classify
+from outpost_runtime.server.inference.message import (
+    InferRequest,
+    InferResponse,
+    OutputTensor,
+    RequestedOutput,
+)
+from outpost_runtime.server.inference.parameters import (
+    check_reserved,
+    deadline_of,
+    priority_of,
+    sequence_of,
+)
+from outpost_runtime.server.inference.shared_memory import Regions
+from outpost_runtime.tensor.model import TensorModel
+from outpost_runtime.tensor.request import Outputs
+from outpost_runtime.text.model import TextModel
+
+
+class Inference:
+    """The protocol's operations on a server's models.
+
+    Attributes:
+        regions: Shared memory that clients have registered.
+    """
+
+    def __init__(self, models: Models, generation: Generation) -> None:
+        self._models = models
+        self._generation = generation
+        self.regions = Regions()
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything is served that should be."""
+        return self._models.complete
+
+    def server(self) -> pb.ServerMetadataResponse:
+        """Return what this server is."""
+        return pb.ServerMetadataResponse(
+            name="outpost", version=__version__, extensions=description.EXTENSIONS
+        )
+
+    def is_model_ready(self, name: str, version: str) -> bool:
+        """Whether a model is served; one that is not known is not, which is no error.
+
+        Raises:
+            InvalidInputError: The version is none.
+        """
+        try:
+            self.model(name, version)
+        except NotFoundError:
+            return False
+        return True
+
+    def model(self, name: str, version: str) -> Model:
+        """Return a model.
+
+        Raises:
+            InvalidInputError: The version is none.
+            NotFoundError: There is no such model or version.
+        """
+        if version and not version.isdecimal() and not self._is_served(name, version):
+            raise InvalidInputError(
+                f"'{version}' is no version of '{name}': a version is a number."
+            )
+        model = self._models.get(name)
+        served = model.bundle.manifest.version
+        if version not in ("", served):
+            raise NotFoundError(f"The model '{name}' has no version '{version}'; {served} is here.")
+        return model
+
+    def metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+        """Return a model's tensors; raises as :meth:`model`."""
+        return description.metadata(self.model(name, version))
+
+    def configuration(self, name: str, version: str) -> model_config_pb2.ModelConfig:
+        """Return how a model is run; raises as :meth:`model`."""
+        return description.configuration(self.model(name, version))
+
+    def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Return what a model has done, or all for the empty name; raises as :meth:`model`."""
+        models = [self.model(name, version)] if name else list(self._models)
+        return pb.ModelStatisticsResponse(model_stats=map(description.counted, models))
+
+    def index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
+        """Return the store's names and what became of them.
+
+        Raises:
+            UnsupportedError: A repository is named; there is one only.
+        """
+        _check_repository(repository)
+        return description.listed(self._models.index(), ready_only=ready_only)
+
+    async def load(self, repository: str, name: str, *, parameters: bool) -> None:
+        """Serve what is active in the store under a name.
+
+        Args:
+            parameters: Whether the request would change how: models come from the store, as
+                they were built.
+
+        Raises:
+            OutpostError: It cannot be served.
+        """
+        _check_repository(repository)
+        if parameters:
+            raise InvalidInputError(
+                "A model is loaded as it was built: load takes no configuration and no files."
+            )
+        try:
+            await asyncio.to_thread(self._models.load, name)
+        except NotFoundError as error:  # INTERNAL is what this protocol's servers say here
+            raise ExecutionError(f"'{name}' cannot be loaded: {error.message}") from error
+
+    async def unload(self, repository: str, name: str) -> None:
+        """Stop serving a model; one that is not served is no error.
+
+        Raises:
+            UnsupportedError: A repository is named; there is one only.
+        """
+        _check_repository(repository)
+        try:
+            await asyncio.to_thread(self._models.unload, name)
+        except NotFoundError:
+            return
+
+    def shared_memory(self, name: str) -> pb.SystemSharedMemoryStatusResponse:
+        """Return a registered region, or all for the empty name.
+
+        Raises:
+            NotFoundError: It is not registered.
+        """
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self.regions.status(name):
+            response.regions[region.name].MergeFrom(
+                pb.SystemSharedMemoryStatusResponse.RegionStatus(
+                    name=region.name,
+                    key=region.key,
+                    offset=region.offset,
+                    byte_size=region.byte_size,
+                )
+            )
+        return response
+
+    async def infer(self, request: InferRequest, seconds_left: float | None) -> InferResponse:
+        """Run a model once.
+
+        Args:
+            seconds_left: How long the call itself goes on, or None.
+
+        Raises:
+            OutpostError: The request is refused, or the model fails.
+        """
+        model = self.model(request.model, request.version)
+        if isinstance(model, TextModel):
+            raise UnsupportedError(
+                f"The model '{request.model}' is decoupled: it answers with a stream of "
+                "responses; ask it with ModelStreamInfer."
+            )
+        check_reserved(request.parameters)
+        wanted = self._wanted(request, model)  # refuse before anything runs
+        future = model.engine.submit(
+            request.feeds,
+            priority=priority_of(request.parameters),
+            deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
+            sequence=sequence_of(request.parameters),
+        )
+        try:
+            outputs = await asyncio.wrap_future(future)
+        finally:
+            future.cancel()
+        return InferResponse(
+            model=request.model,
+            version=model.bundle.manifest.version,
+            id=request.id,
+            outputs=tuple(self._output(model, outputs, each) for each in wanted),
+        )
+
+    def is_decoupled(self, request: InferRequest) -> bool:
+        """Whether a model answers with any number of responses; raises as :meth:`model`."""
+        return isinstance(self.model(request.model, request.version), TextModel)
+
+    async def stream(
+        self, request: InferRequest, seconds_left: float | None
+    ) -> AsyncGenerator[InferResponse, None]:
+        """Yield the responses of a model; closing the iterator stops the work.
+
+        Raises:
+            OutpostError: The request is refused, or the model fails.
+        """
+        if not self.is_decoupled(request):
+            yield await self.infer(request, seconds_left)
+            return
+        check_reserved(request.parameters)
+        version = self.model(request.model, request.version).bundle.manifest.version
+        now = time.monotonic()
+        deadline = deadline_of(request.parameters, now, seconds_left)
+        left = None if deadline is None else deadline - now
+        async with aclosing(text.answers(request, version, self._generation, left)) as answers:
+            async for answer in answers:
+                yield answer
+
+    def _is_served(self, name: str, version: str) -> bool:
+        try:
+            return self._models.get(name).bundle.manifest.version == version
+        except NotFoundError:
+            return False
+
+    def _wanted(
+        self, request: InferRequest, model: EmbeddingModel | TensorModel
+    ) -> tuple[RequestedOutput, ...]:
+        known = [spec.name for spec in model.engine.outputs]
+        for output in request.outputs:
+            if output.name not in known:
+                raise InvalidInputError(
+                    f"The model has no output '{output.name}'; its outputs are {', '.join(known)}."
+                )
+            if output.placement is not None:
+                self.regions.check(output.placement)
+        return request.outputs or tuple(RequestedOutput(name=name) for name in known)
+
+    def _output(
+        self, model: EmbeddingModel | TensorModel, outputs: Outputs, wanted: RequestedOutput
+    ) -> OutputTensor:
+        name, array = wanted.name, outputs[wanted.name]
+        if wanted.classes:
+            labels = model.interface.labels if isinstance(model, TensorModel) else ()
+            batched = bool(model.engine.shape.max_batch)
+            array = classify(name, array, wanted.classes, labels, batched=batched)
+            return OutputTensor(name=name, datatype="BYTES", array=array, binary=wanted.binary)
+        placement = wanted.placement
+        if placement is not None:
+            data = to_raw(array)
+            self.regions.write(placement, data)
+            placement = replace(placement, byte_size=len(data))
+        datatype = next(spec.datatype for spec in model.engine.outputs if spec.name == name)
+        return OutputTensor(
+            name=name, datatype=datatype, array=array, placement=placement, binary=wanted.binary
+        )
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise UnsupportedError("There is one repository here, the store: name none.")

@@ -1,0 +1,117 @@
+"""One bidirectional stream: requests come in while answers to earlier ones go out.
+
+Rules:
+
+1. At most :data:`MOST_AT_ONCE` requests of a stream are under way; others are not read yet.
+2. What is wrong with a request is said in an answer of its own; the stream goes on.
+3. Models that give one answer per request give them in the order of the requests.
+4. When the client has gone, everything that it asked stops.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+
+from inference import grpc_service_pb2 as pb
+
+from outpost_runtime.server.inference import wire
+from outpost_runtime.server.inference.core import Inference
+from outpost_runtime.server.inference.message import InferResponse
+from outpost_runtime.server.inference.parameters import IS_FINAL
+from outpost_runtime.server.status import status_of
+
+MOST_AT_ONCE = 64
+
+_Answers = asyncio.Queue[pb.ModelStreamInferResponse | Exception | None]
+
+
+async def answered(
+    inference: Inference, requests: AsyncIterator[pb.ModelInferRequest], seconds_left: float | None
+) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+    """Yield the answers to a stream of requests until all of them are answered.
+
+    Raises:
+        OutpostError: Something in the stream was no request; what came before is answered.
+    """
+    answers: _Answers = asyncio.Queue(MOST_AT_ONCE)
+    reading = asyncio.create_task(_read(inference, requests, answers, seconds_left))
+    try:
+        while (answer := await answers.get()) is not None:
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+    finally:
+        reading.cancel()
+
+
+async def _read(
+    inference: Inference,
+    requests: AsyncIterator[pb.ModelInferRequest],
+    answers: _Answers,
+    seconds_left: float | None,
+) -> None:
+    places = asyncio.Semaphore(MOST_AT_ONCE)
+    previous = asyncio.Event()
+    previous.set()
+    end: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        try:
+            async for request in requests:
+                await places.acquire()
+                told = asyncio.Event()
+                answering = _Answering(inference, request, answers, previous, told)
+                task = group.create_task(answering.run(seconds_left))
+                task.add_done_callback(lambda _: places.release())
+                previous = told
+        except Exception as error:  # noqa: BLE001 - what was asked before it is still answered
+            end = error
+    await answers.put(end)
+
+
+class _Answering:
+    """The answers to one request."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        request: pb.ModelInferRequest,
+        answers: _Answers,
+        previous: asyncio.Event,
+        told: asyncio.Event,
+    ) -> None:
+        self._inference = inference
+        self._message = request
+        self._answers = answers
+        self._previous = previous
+        self._told = told
+
+    async def run(self, seconds_left: float | None) -> None:
+        """Put the answers into the queue."""
+        try:
+            await self._answer(seconds_left)
+        except Exception as error:  # noqa: BLE001 - every error becomes an answer here
+            _, text = status_of(error)
+            await self._previous.wait()
+            refused = pb.ModelInferResponse(id=self._message.id)
+            await self._answers.put(
+                pb.ModelStreamInferResponse(error_message=text, infer_response=refused)
+            )
+        finally:
+            self._told.set()
+
+    async def _answer(self, seconds_left: float | None) -> None:
+        request = wire.decode(self._message, self._inference.regions)
+        if not self._inference.is_decoupled(request):
+            response = await self._inference.infer(request, seconds_left)
+            await self._previous.wait()
+            await self._put(replace(response, parameters={IS_FINAL: True}))
+            return
+        self._told.set()  # whoever comes later need not wait for a long text
+        stream = self._inference.stream(request, seconds_left)
+        async with aclosing(stream) as responses:
+            async for response in responses:
+                await self._put(response)
+
+    async def _put(self, response: InferResponse) -> None:
+        await self._answers.put(pb.ModelStreamInferResponse(infer_response=wire.encode(response)))

@@ -1,0 +1,78 @@
+"""``outpost.toml``: how single models are served, where that differs from the command's options.
+
+::
+
+    [models.my-classifier]
+    threads = 1                      # of one run
+    concurrency = 2                  # runs at the same time
+    queue = 64                       # requests that may wait
+    max_queue_delay_ms = 2.0         # a request waits so long for others to share its run
+    preferred_batch_sizes = [8, 16]
+
+    [models.my-assistant]
+    streams = 4                      # answers at once
+    kv_memory_mib = 512
+    adapters = 8
+
+Unknown keys are errors.
+"""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from outpost_runtime.documents import Reader
+from outpost_runtime.errors import ConfigurationError, InvalidInputError
+from outpost_runtime.opening import ModelSettings
+
+MAX_BYTES = 1 << 20
+
+
+def read_settings(path: Path, default: ModelSettings) -> Callable[[str], ModelSettings]:
+    """Return how a model is opened, by its name.
+
+    Args:
+        default: What holds where the file says nothing.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or something in it is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigurationError(f"{path} is larger than {MAX_BYTES} bytes.")
+        reader = Reader(tomllib.loads(text.decode()), path=str(path))
+        tables = reader.optional("models", reader.table)
+        models = tables.named_tables() if tables else {}
+        found = {name: _settings(table, default) for name, table in models.items()}
+        reader.end()
+    except (OSError, ValueError) as error:  # of TOML and of UTF-8
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+    except InvalidInputError as error:
+        raise ConfigurationError(error.message, hint="Correct it and start again.") from error
+    return lambda name: found.get(name, default)
+
+
+def _settings(reader: Reader, default: ModelSettings) -> ModelSettings:
+    tensor, text = default.tensor, default.text
+    preferred = reader.optional("preferred_batch_sizes", lambda key: reader.list_of(key, int))
+    settings = ModelSettings(
+        threads=reader.optional("threads", reader.integer) or default.threads,
+        tensor=replace(
+            tensor,
+            concurrency=reader.integer("concurrency", tensor.concurrency),
+            queue=reader.integer("queue", tensor.queue),
+            delay=reader.number("max_queue_delay_ms", tensor.delay * 1e3) / 1e3,
+            preferred=tensor.preferred if preferred is None else tuple(preferred),
+        ),
+        text=replace(
+            text,
+            streams=reader.integer("streams", text.streams),
+            memory_bytes=reader.integer("kv_memory_mib", text.memory_bytes >> 20) << 20,
+            adapters=reader.integer("adapters", text.adapters),
+        ),
+    )
+    reader.end()
+    return settings

@@ -1,0 +1,94 @@
+"""What models with a state remember between the requests of a sequence. No clock: now comes in.
+
+Rules:
+
+1. A sequence begins with a request that says so, from zeros, and ends with one that says so.
+2. A request of an unknown sequence that does not begin it is refused: its state is gone.
+3. A sequence that has been silent for ``idle_seconds`` may be forgotten to make room; while
+   there is no room, new ones are refused.
+4. A request that failed leaves the state as it was before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from outpost_runtime.errors import BusyError, InvalidInputError
+from outpost_runtime.interface import StateSpec
+from outpost_runtime.tensor.request import Outputs, SequenceStep
+from outpost_runtime.tensors import Array, TensorSpec
+
+IDLE_SECONDS = 60.0
+MOST_SEQUENCES = 1024
+
+
+class Sequences:
+    """The states of one model's sequences.
+
+    Args:
+        states: What is carried.
+        inputs: The model's inputs, states included.
+        most: Sequences that are remembered at once.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[StateSpec],
+        inputs: Sequence[TensorSpec],
+        *,
+        most: int = MOST_SEQUENCES,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self._states = states
+        self._specs = {spec.name: spec for spec in inputs}
+        self._most = most
+        self._idle_seconds = idle_seconds
+        self._kept: OrderedDict[int | str, tuple[float, Outputs]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def before(self, step: SequenceStep, feeds: Mapping[str, Array], now: float) -> Outputs:
+        """Return the state inputs of a request's run.
+
+        Raises:
+            InvalidInputError: The sequence is not known and does not begin.
+            BusyError: There is no room for another one.
+        """
+        if step.start:
+            if step.id not in self._kept:
+                self._make_room(now)
+            return {state.input: self._zeros(state, feeds) for state in self._states}
+        if step.id not in self._kept:
+            raise InvalidInputError(
+                f"The sequence {step.id!r} is not known here.",
+                hint="Begin it with sequence_start; a silent or ended one is forgotten.",
+            )
+        return self._kept[step.id][1]
+
+    def after(self, step: SequenceStep, outputs: Outputs, now: float) -> Outputs:
+        """Keep the state outputs of a run; returns the others."""
+        kept = {state.input: outputs[state.output] for state in self._states}
+        self._kept.pop(step.id, None)
+        if not step.end:
+            self._kept[step.id] = now, kept
+        names = {state.output for state in self._states}
+        return {name: array for name, array in outputs.items() if name not in names}
+
+    def _make_room(self, now: float) -> None:
+        while self._kept and now - next(iter(self._kept.values()))[0] > self._idle_seconds:
+            self._kept.popitem(last=False)
+        if len(self._kept) >= self._most:
+            raise BusyError(
+                f"{len(self._kept)} sequences are open already.",
+                hint="End some with sequence_end, or try again later.",
+                retry_after=self._idle_seconds,
+            )
+
+    def _zeros(self, state: StateSpec, feeds: Mapping[str, Array]) -> Array:
+        spec = self._specs[state.input]
+        first = next(iter(feeds.values()))
+        rows = first.shape[0] if first.ndim else 1
+        # A free dimension of a state is the batch's, wherever it stands.
+        return np.zeros([rows if size is None else size for size in spec.shape], spec.dtype)

@@ -1,0 +1,219 @@
+"""What a server serves: models come and go, and never take more memory than there is."""
+
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from outpost_runtime.budget import MemoryBudget, expected_bytes
+from outpost_runtime.bundle import read_bundle
+from outpost_runtime.errors import BundleError, BusyError, NotFoundError, UnavailableError
+from outpost_runtime.models import Models, State
+from outpost_runtime.opening import ModelSettings
+from outpost_runtime.store import Store
+from outpost_runtime.text.limits import TextLimits
+
+from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER, EMBEDDER
+
+_SETTINGS = ModelSettings(threads=1, text=TextLimits(memory_bytes=8 << 20))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    for bundle in (DECODER, EMBEDDER, CLASSIFIER, *ADAPTERS):
+        store.add(bundle)
+    return store
+
+
+@pytest.fixture
+def models(store):
+    models = Models(store, lambda _: _SETTINGS)
+    yield models
+    models.close()
+
+
+def _states(models):
+    return {entry.name: (entry.state, entry.reason) for entry in models.index()}
+
+
+def _feeds(model):
+    return {spec.name: np.ones((1, 3), np.int64) for spec in model.engine.inputs}
+
+
+def _version_two(folder):
+    other = folder / "version-two"
+    shutil.copytree(CLASSIFIER, other)
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"'))
+    return other
+
+
+def test_nothing_is_served_before_it_is_loaded(models):
+    assert list(models) == []
+    assert {state for state, _ in _states(models).values()} == {State.UNAVAILABLE}
+    with pytest.raises(NotFoundError):
+        models.get("tiny-classifier")
+
+
+def test_everything_is_loaded_with_adapters_after_their_base(models):
+    models.load_all()
+    assert set(_states(models).values()) == {(State.READY, "")}
+    assert models.complete
+    assert models.text("tiny-adapter-one", "")[1].adapter.name == "tiny-adapter-one"
+
+
+def test_a_damaged_bundle_is_not_served_and_says_why(models, store):
+    path = store.bundle(store.slot("tiny-classifier").active).folder / "model.onnx.data"
+    path.chmod(0o644)
+    path.write_bytes(bytes(path.stat().st_size))
+    models.load_all()
+    state, reason = _states(models)["tiny-classifier"]
+    assert state is State.UNAVAILABLE
+    assert "model.onnx.data" in reason
+    assert not models.complete
+    assert models.get("tiny-embedder")
+
+
+def test_an_unloaded_model_is_gone_and_can_come_back(models):
+    models.load_all()
+    models.unload("tiny-classifier")
+    assert _states(models)["tiny-classifier"] == (State.UNAVAILABLE, "unloaded")
+    assert models.complete
+    with pytest.raises(NotFoundError):
+        models.get("tiny-classifier")
+    with pytest.raises(NotFoundError):
+        models.unload("tiny-classifier")
+    models.load("tiny-classifier")
+    assert _states(models)["tiny-classifier"] == (State.READY, "")
+
+
+def test_unloading_answers_what_has_begun(models):
+    models.load("tiny-classifier")
+    model = models.get("tiny-classifier")
+    futures = [model.engine.submit(_feeds(model)) for _ in range(20)]
+    models.unload("tiny-classifier")
+    assert all(future.result(0) for future in futures)
+    with pytest.raises(UnavailableError):
+        model.engine.submit(_feeds(model))
+
+
+def test_a_new_version_takes_the_place_of_the_old_one_without_a_gap(models, store, tmp_path):
+    models.load("tiny-classifier")
+    old = models.get("tiny-classifier")
+    misses = []
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            model = models.get("tiny-classifier")
+            try:
+                model.engine.submit(_feeds(model)).result(20)
+            except UnavailableError:
+                if models.get("tiny-classifier") is model:
+                    misses.append(model)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    store.add(_version_two(tmp_path))
+    models.load("tiny-classifier")
+    stop.set()
+    asking.join()
+    assert models.get("tiny-classifier") is not old
+    assert models.get("tiny-classifier").bundle.manifest.version == "2"
+    assert misses == []
+
+
+def test_what_is_served_already_is_not_opened_again(models):
+    models.load("tiny-classifier")
+    model = models.get("tiny-classifier")
+    models.load("tiny-classifier")
+    assert models.get("tiny-classifier") is model
+
+
+def test_an_adapter_is_unloaded_and_loaded_like_a_model(models):
+    models.load_all()
+    models.unload("tiny-adapter-one")
+    assert models.get("tiny-decoder").adapters.names() == ["tiny-adapter-two"]
+    models.load("tiny-adapter-one")
+    assert len(models.get("tiny-decoder").adapters.names()) == 2
+    models.unload("tiny-decoder")
+    with pytest.raises(BundleError, match="not served"):
+        models.load("tiny-adapter-one")
+
+
+def _budget_for(*bundles):
+    return MemoryBudget(sum(expected_bytes(read_bundle(b), _SETTINGS) for b in bundles))
+
+
+def test_a_load_that_does_not_fit_is_refused_before_anything_is_opened(store, monkeypatch):
+    models = Models(store, lambda _: _SETTINGS, budget=_budget_for(CLASSIFIER))
+    models.load("tiny-classifier")
+    monkeypatch.setattr("outpost_runtime.models.open_model", lambda *_: pytest.fail("was opened"))
+    with pytest.raises(BusyError, match="MiB are left"):
+        models.load("tiny-embedder")
+    assert _states(models)["tiny-embedder"][0] is State.UNAVAILABLE
+    assert models.get("tiny-classifier")
+    models.close()
+
+
+def test_the_longest_idle_model_makes_room_where_that_is_wanted(store):
+    budget = _budget_for(CLASSIFIER, EMBEDDER)
+    models = Models(store, lambda _: _SETTINGS, budget=budget, evict=True)
+    models.load("tiny-classifier")
+    models.load("tiny-embedder")
+    models.get("tiny-classifier")  # used last
+    models.load("tiny-decoder")
+    states = _states(models)
+    assert states["tiny-embedder"] == (
+        State.UNAVAILABLE,
+        "unloaded to make room for 'tiny-decoder'",
+    )
+    assert states["tiny-decoder"] == (State.READY, "")
+    models.close()
+
+
+def test_a_busy_model_does_not_make_room(store):
+    models = Models(store, lambda _: _SETTINGS, budget=_budget_for(CLASSIFIER), evict=True)
+    models.load("tiny-classifier")
+    model = models.get("tiny-classifier")
+    go = threading.Event()
+    run = model.engine._session.run
+
+    def slow(feeds):
+        go.wait(20)
+        return run(feeds)
+
+    model.engine._session.run = slow
+    future = model.engine.submit(_feeds(model))
+    with pytest.raises(BusyError):
+        models.load("tiny-embedder")
+    go.set()
+    assert future.result(20)
+    until = time.monotonic() + 20
+    while model.engine.busy and time.monotonic() < until:
+        time.sleep(0.01)
+    models.load("tiny-embedder")
+    models.close()
+
+
+def test_unloading_gives_its_share_of_the_budget_back(store):
+    budget = _budget_for(CLASSIFIER)
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    assert budget.free == 0
+    models.unload("tiny-classifier")
+    assert budget.free == budget.total
+    models.close()
+
+
+def test_one_model_that_fits_only_once_is_replaced_one_after_the_other(store, tmp_path):
+    budget = _budget_for(CLASSIFIER)
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    store.add(_version_two(tmp_path))
+    models.load("tiny-classifier")
+    assert models.get("tiny-classifier").bundle.manifest.version == "2"
+    assert budget.free == 0
+    models.close()

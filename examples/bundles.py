@@ -20,8 +20,8 @@ _RUNTIME = "runtime/outpost_runtime"
 _SHAPING = (
     "export/outpost_export",
     "examples/base_models",
-    *(f"{_RUNTIME}/{name}.py" for name in ("documents", "golden", "interface", "manifest")),
-    *(f"{_RUNTIME}/{name}.py" for name in ("tensors", "tokenizer")),
+    *(f"{_RUNTIME}/{name}.py" for name in ("documents", "golden", "golden_file", "interface")),
+    *(f"{_RUNTIME}/{name}.py" for name in ("manifest", "tensors", "tokenizer")),
     f"{_RUNTIME}/sessions",
     *(f"{_RUNTIME}/text/{name}.py" for name in ("adapters", "adapter_session", "chat")),
     *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring")),
@@ -35,18 +35,22 @@ class Example:
 
     Attributes:
         base: Module of `examples.base_models` that writes the checkpoint.
+        part: What that module writes, where it writes several things.
         options: Of the build command, beside source, target and output.
         files: What these options name; a change of theirs builds the bundle again.
         adapter_of: For an adapter's bundle, the example that is its base.
     """
 
     base: str
+    part: str | None = None
     options: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     adapter_of: str | None = None
 
 
 _MEASURED_ON_THE_PRESS_LINE = ("--eval", "examples/press_line/evaluation.jsonl")
+_ONNX = "onnx_models"
+_MODELS = ".cache/models"
 _RECIPE = ("--recipe", "examples/press_line/recipe.toml")
 _FILES = (ADAPTER, PRESS_LINE / "evaluation.jsonl", PRESS_LINE / "recipe.toml")
 
@@ -68,6 +72,21 @@ EXAMPLES = {
         files=_FILES,
         adapter_of="gemma-3-270m",
     ),
+    **{
+        name: Example(base=_ONNX, part=name, options=("--recipe", f"{_MODELS}/{name}/recipe.toml"))
+        for name in ("pp-ocr-det", "pp-ocr-rec")
+    },
+    **{
+        name: Example(
+            base=_ONNX,
+            part=name,
+            options=(
+                *("--recipe", f"{_MODELS}/{name}/recipe.toml"),
+                *("--golden", f"{_MODELS}/{name}/golden.npz"),
+            ),
+        )
+        for name in ("silero-vad", "magika")
+    },
 }
 
 
@@ -85,7 +104,7 @@ def path_of(name: str, target: str, *more: str) -> Path:
     example = EXAMPLES[name]
     out = CACHE / "bundles" / f"{name}-{target}-{_fingerprint(example, more)}"
     if not out.is_dir():
-        source = checkpoint(example.base).relative_to(ROOT)
+        source = _source(example).relative_to(ROOT)
         if example.adapter_of is None:
             command = ["build", source, "--target", target]
         else:
@@ -97,11 +116,12 @@ def path_of(name: str, target: str, *more: str) -> Path:
     return out
 
 
-def checkpoint(base: str) -> Path:
+def checkpoint(base: str, part: str | None = None) -> Path:
     """Return the folder of a base checkpoint, written if it is not there yet."""
-    folder = CACHE / "models" / base
+    folder = CACHE / "models" / (part or base)
     if not folder.is_dir():
-        run("python", "-m", f"examples.base_models.{base}", folder.relative_to(ROOT))
+        named = () if part is None else (part,)
+        run("python", "-m", f"examples.base_models.{base}", *named, folder.relative_to(ROOT))
     return folder
 
 
@@ -115,6 +135,12 @@ def run(command: str, *arguments: object) -> None:
     sys.stdout.write(f"\n$ {command} {' '.join(map(_quoted, words))}\n")
     sys.stdout.flush()
     subprocess.run([executable(command), *words], check=True, cwd=ROOT)  # noqa: S603 - our own
+
+
+def _source(example: Example) -> Path:
+    folder = checkpoint(example.base, example.part)
+    file = folder / "model.onnx"
+    return file if file.is_file() else folder
 
 
 def executable(command: str) -> str:

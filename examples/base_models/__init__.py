@@ -1,1 +1,1 @@
-"""Real models as checkpoint folders, made from Python packages; none of them is committed."""
+"""Real models as checkpoint folders or ONNX files, from Python packages; none is committed."""

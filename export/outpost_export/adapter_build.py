@@ -94,7 +94,7 @@ def build_adapter(order: AdapterOrder, reporter: Reporter) -> Finished:
     recipe = _recipe(order, base, source)
     text = read_text(order.evaluation, decoder=True)
     adapter = digests_of(order.adapter)
-    origin = Origin(source=source.digests, adapter=adapter, evaluation=text)
+    origin = Origin(source=source.digests, adapter=adapter, measured_on=text.text.encode())
     with hidden_folder(order.out) as folder:
         with reporter.step("Merging the adapter"):
             tuned = lora.load_tuned(source, order.adapter)

@@ -1,7 +1,8 @@
 """From a source and a recipe to a bundle, or to nothing at all.
 
 1. Check the source; merge the adapter, if there is one.
-2. Write graph, tokenizer and template into a hidden folder beside the output.
+2. Write graph, tokenizer and template into a hidden folder beside the output; an ONNX file is
+   copied.
 3. Measure the graph against the source, through the runtime.
 4. Pass the gate, or fail and leave nothing under the final name.
 5. Write golden file and manifest.
@@ -12,7 +13,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime import golden
+from outpost_runtime import golden, golden_file
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.opening import open_model
 
@@ -22,8 +23,16 @@ from outpost_export.encoder_build import build_encoder
 from outpost_export.errors import RecipeError
 from outpost_export.evaluation import Text, read_text
 from outpost_export.finish import Origin, check_output, finish, hidden_folder, publish
+from outpost_export.onnx_build import build_onnx
+from outpost_export.onnx_source import is_onnx_file, read_onnx
 from outpost_export.progress import Reporter
-from outpost_export.recipe import CLASSIFIER_TASKS, DECODER_TASK, EMBEDDING_TASK, Recipe
+from outpost_export.recipe import (
+    CLASSIFIER_TASKS,
+    DECODER_TASK,
+    EMBEDDING_TASK,
+    TENSOR_TASK,
+    Recipe,
+)
 from outpost_export.result import Built, Finished
 from outpost_export.source import Source, digests_of, licence_of, read_source
 
@@ -33,9 +42,10 @@ class Order:
     """What a user asks for.
 
     Attributes:
-        source: A checkpoint folder.
+        source: A checkpoint folder, or an ONNX file.
         adapter: A LoRA folder to merge, or None.
         evaluation: A text (decoders) or one text per line (encoders), or None: the built-in ones.
+        golden: Inputs for an ONNX file, or None: they are made up.
         accept_worse: Why a missed threshold is acceptable, or None.
     """
 
@@ -45,6 +55,7 @@ class Order:
     out: Path
     evaluation: Path | None
     accept_worse: str | None
+    golden: Path | None = None
 
 
 def build(order: Order, reporter: Reporter) -> Finished:
@@ -57,22 +68,71 @@ def build(order: Order, reporter: Reporter) -> Finished:
         EvidenceError: The build is worse than the recipe allows.
     """
     check_output(order.out, order.accept_worse)
+    if is_onnx_file(order.source):
+        return _build_from_onnx(order, reporter)
+    if order.golden is not None:
+        raise RecipeError("--golden is for ONNX files.", hint="Checkpoints are measured by --eval.")
+    return _build_from_checkpoint(order, reporter)
+
+
+def _build_from_onnx(order: Order, reporter: Reporter) -> Finished:
+    _refuse_options_of_checkpoints(order)
+    source = read_onnx(order.source)
+    recipe = order.recipe.with_defaults(
+        task=TENSOR_TASK, licence="unknown", rounding=source.rounding
+    )
+    with hidden_folder(order.out) as folder:
+        bundle_folder = folder / "bundle"
+        bundle_folder.mkdir()
+        built = build_onnx(source, recipe, order.golden, bundle_folder, reporter)
+        inputs = {name: a for name, a in built.golden.items() if name.split("/")[1] == "inputs"}
+        origin = Origin(source=source.digests, adapter={}, measured_on=golden_file.encode(inputs))
+        return _finished(order, recipe, built, bundle_folder, origin, reporter)
+
+
+def _refuse_options_of_checkpoints(order: Order) -> None:
+    recipe = order.recipe
+    refused = {
+        "--adapter merges into a checkpoint": order.adapter is not None,
+        "--adapter-rank is for language models": recipe.adapter_rank > 0,
+        "--eval is for checkpoints; bring inputs with --golden FILE": order.evaluation is not None,
+        f"its task is {TENSOR_TASK}; leave --task out": recipe.task not in (None, TENSOR_TASK),
+    }
+    for reason, given in refused.items():
+        if given:
+            raise RecipeError(f"{order.source} is an ONNX file: {reason}.")
+    if recipe.target != "cpu-fp32":
+        raise RecipeError(
+            f"An ONNX file cannot be built for {recipe.target}: its weights are kept as they are.",
+            hint="Use --target cpu-fp32, whatever the types in it are.",
+        )
+
+
+def _build_from_checkpoint(order: Order, reporter: Reporter) -> Finished:
     source = read_source(order.source, task=order.recipe.task)
     recipe = order.recipe.with_defaults(task=source.task, licence=_licence(order, source))
     evaluation = read_text(order.evaluation, decoder=recipe.task == DECODER_TASK)
     adapter = {} if order.adapter is None else digests_of(order.adapter)
-    origin = Origin(source=source.digests, adapter=adapter, evaluation=evaluation)
+    origin = Origin(source=source.digests, adapter=adapter, measured_on=evaluation.text.encode())
     with hidden_folder(order.out) as folder:
         checkpoint = _merged(order, source, folder / ".merged", reporter)
         bundle_folder = folder / "bundle"
         bundle_folder.mkdir()
         built = _build(checkpoint, recipe, evaluation, bundle_folder, reporter)
-        bundle = finish(bundle_folder, built, recipe, origin, order.accept_worse)
-        with reporter.step("Opening the bundle as a device would"):
-            _check_as_device(bundle)
-        return Finished(
-            bundle=publish(bundle, order.out), tokens_per_second=built.tokens_per_second
-        )
+        return _finished(order, recipe, built, bundle_folder, origin, reporter)
+
+
+def _finished(
+    order: Order, recipe: Recipe, built: Built, folder: Path, origin: Origin, reporter: Reporter
+) -> Finished:
+    bundle = finish(folder, built, recipe, origin, order.accept_worse)
+    with reporter.step("Opening the bundle as a device would"):
+        _check_as_device(bundle)
+    return Finished(
+        bundle=publish(bundle, order.out),
+        tokens_per_second=built.tokens_per_second,
+        notes=built.notes,
+    )
 
 
 def _licence(order: Order, source: Source) -> str:

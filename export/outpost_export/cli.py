@@ -20,7 +20,13 @@ _BUILD_HELP = """\
 SOURCE is a folder that transformers' save_pretrained has written: safetensors weights,
 config.json, tokenizer. Language models, sentence encoders and text classifiers are built.
 
-The build is compared with the checkpoint by running it in Outpost's own runtime. One
+Or SOURCE is an ONNX file, FILE.onnx, perhaps with weights in files beside it. It is shipped
+as it is, so its target is cpu-fp32, and what it does is tensors in, tensors out. It must
+answer the same inputs the same way whenever and however it is run. Inputs are made up for
+its signature, or brought with --golden FILE: an .npz or .safetensors file of tensors named
+CASE/INPUT, such as 0/image. A recipe names states, sizes and labels; see the documentation.
+
+A build from a checkpoint is compared with it by running it in Outpost's own runtime. One
 that is worse than its recipe allows is not written; the message says by how much.
 """
 _EXAMPLES = """\
@@ -28,6 +34,7 @@ examples:
   outpost-export build ./my-finetune --target cpu-int8 --out bundles/my-model
   outpost-export build ./base --adapter ./my-lora --target cpu-int8 --out bundles/my-model
   outpost-export build ./base --target cpu-int8 --adapter-rank 16 --out bundles/my-base
+  outpost-export build ./model.onnx --target cpu-fp32 --out bundles/my-detector
   outpost-export build-adapter ./my-lora --base bundles/my-base --source ./base --out bundles/mine
   outpost-export inspect bundles/my-model
 """
@@ -90,8 +97,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_build(build: argparse.ArgumentParser) -> None:
-    build.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint's folder")
-    build.add_argument("--target", required=True, help="cpu-fp32, cpu-int8 or cpu-int4")
+    build.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a checkpoint's folder, or FILE.onnx"
+    )
+    build.add_argument(
+        "--target", required=True, help="cpu-fp32, cpu-int8 or cpu-int4; ONNX files: cpu-fp32"
+    )
     build.add_argument("--task", help="what it does (default: read from its configuration)")
     build.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder to merge")
     build.add_argument(
@@ -99,6 +110,9 @@ def _add_build(build: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="let adapters of rank N at most be served with it (default: none)",
+    )
+    build.add_argument(
+        "--golden", type=Path, metavar="FILE", help="inputs for an ONNX file (default: made up)"
     )
     _add_common(build)
     build.set_defaults(run=_build)
@@ -164,6 +178,7 @@ def _build(parsed: argparse.Namespace) -> int:
         out=out,
         evaluation=parsed.eval,
         accept_worse=parsed.accept_worse,
+        golden=parsed.golden,
     )
     finished = build(order, ConsoleReporter(Console(stderr=True)))
     Console().print(summary(finished))

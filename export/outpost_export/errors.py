@@ -2,7 +2,7 @@
 
 OutpostError (of the runtime)
 └── ExportError
-    ├── SourceError      the checkpoint or adapter cannot be used: bring another
+    ├── SourceError      the checkpoint, adapter or ONNX file cannot be used: bring another
     ├── RecipeError      the recipe or an option is wrong: change it
     ├── ConversionError  a library failed on this source: report it, or use another target
     └── EvidenceError    the build is worse than its recipe allows: change the recipe
@@ -16,7 +16,7 @@ class ExportError(OutpostError):
 
 
 class SourceError(ExportError):
-    """The checkpoint or adapter cannot be used."""
+    """The checkpoint, adapter or ONNX file cannot be used."""
 
 
 class RecipeError(ExportError):

@@ -18,30 +18,41 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from outpost_runtime import golden
+from outpost_runtime import golden_file
 from outpost_runtime.bundle import Bundle, describe_file, sync_folder, write_manifest
 from outpost_runtime.manifest import Evidence, Manifest, Provenance
 
 from outpost_export.errors import EvidenceError, ExportError, RecipeError
-from outpost_export.evaluation import Text
 from outpost_export.gate import Miss, misses
-from outpost_export.recipe import Recipe
+from outpost_export.recipe import TENSOR_TASK, Recipe
 from outpost_export.result import Built
 
 _GOLDEN = "golden.safetensors"
 _VERSIONED = ("onnx", "onnxruntime", "onnxruntime-genai", "optimum", "tokenizers", "torch",
               "transformers", "outpost-export", "outpost-runtime")  # fmt: skip
 _SIGNIFICANT = 6
+_INPUTS_THAT_FIT = (
+    "Measure it on inputs that it is made for with --golden FILE, demand less in a recipe"
+)
+_ADVICE_ON_ONNX_FILES = {
+    "repeat_difference": "Take the operators that draw random numbers out of the model"
+}
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What a bundle was made of: SHA-256 by file name, and the text it was measured on."""
+    """What a bundle was made of.
+
+    Attributes:
+        source: SHA-256 by file name.
+        adapter: The same; empty if there is none.
+        measured_on: The text, or the encoded golden inputs.
+    """
 
     source: dict[str, str]
     adapter: dict[str, str]
-    evaluation: Text
+    measured_on: bytes
 
 
 def check_output(out: Path, accept_worse: str | None) -> None:
@@ -110,7 +121,7 @@ def finish(
             f"The {recipe.target} build is not good enough: {'; '.join(map(str, missed))}.",
             hint=_advice(recipe, missed),
         )
-    golden.save(folder / _GOLDEN, built.golden)
+    golden_file.save(folder / _GOLDEN, built.golden)
     accepted = accept_worse if missed else None
     return write_manifest(folder, _manifest(folder, built, recipe, origin, accepted))
 
@@ -124,6 +135,8 @@ def publish(bundle: Bundle, out: Path) -> Bundle:
 
 def _advice(recipe: Recipe, missed: list[Miss]) -> str:
     accept = "or record an exception with --accept-worse REASON"
+    if recipe.task == TENSOR_TASK:
+        return f"{_ADVICE_ON_ONNX_FILES.get(missed[0].figure, _INPUTS_THAT_FIT)}, {accept}."
     if recipe.bits is None:
         return f"The graph does not compute what the checkpoint does: report this, {accept}."
     better = "cpu-int8" if recipe.target == "cpu-int4" else "cpu-fp32"
@@ -159,7 +172,7 @@ def _manifest(
             adapter=origin.adapter,
             recipe=asdict(recipe),
             recipe_sha256=recipe.sha256,
-            evaluation_sha256=hashlib.sha256(origin.evaluation.text.encode()).hexdigest(),
+            evaluation_sha256=hashlib.sha256(origin.measured_on).hexdigest(),
             versions=_versions(),
         ),
     )

@@ -25,6 +25,10 @@ RULES: dict[str, Rule] = {
     "cosine": Rule.AT_LEAST,
     "label_agreement": Rule.AT_LEAST,
     "max_difference": Rule.AT_MOST,
+    # ONNX files; see onnx_evidence.py.
+    "relative_difference": Rule.AT_MOST,
+    "repeat_difference": Rule.AT_MOST,
+    "batch_difference": Rule.AT_MOST,
 }
 """What can be demanded, by the name of the figure."""
 

@@ -1,12 +1,12 @@
 """Passes over finished ONNX graphs: what the builder leaves undone, and what must not ship."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -23,13 +23,15 @@ def load(path: Path) -> ModelProto:
 
 
 def save(model: ModelProto, path: Path) -> None:
-    """Write a model with all larger tensors in ``<name>.data`` beside it.
+    """Write a model without notes, with all larger tensors in ``<name>.data`` beside it."""
+    strip_notes(model)
+    model.producer_name, model.producer_version = "outpost-export", ""
+    del model.metadata_props[:]
+    write(model, path)
 
-    Debugging notes that exporters leave in graphs (stack traces with paths of the
-    building machine, a hash of the builder's installation) are removed: they would
-    differ between machines, and they tell strangers about ours.
-    """
-    _strip_notes(model)
+
+def write(model: ModelProto, path: Path) -> None:
+    """Write a model as it is, with all larger tensors in ``<name>.data`` beside it."""
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)  # onnx appends to an existing file
     onnx.save_model(
@@ -39,6 +41,34 @@ def save(model: ModelProto, path: Path) -> None:
         location=data.name,
         size_threshold=_EXTERNAL_FROM_BYTES,
     )
+
+
+def strip_notes(model: ModelProto) -> None:
+    """Remove the debugging notes that exporters leave in graphs.
+
+    Stack traces with paths of the building machine, a hash of the builder's installation:
+    they would differ between machines, and they tell strangers about ours.
+    """
+    model.doc_string = ""
+    bodies = [thing for function in model.functions for thing in _described_nodes(function.node)]
+    for thing in (*_described(model.graph), *model.functions, *bodies):
+        thing.doc_string = ""
+        del thing.metadata_props[:]
+
+
+def _described(graph: GraphProto) -> Iterator[Any]:
+    yield graph
+    yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    yield from _described_nodes(graph.node)
+
+
+def _described_nodes(nodes: Iterable[NodeProto]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:  # branches and loops have graphs of their own
+            own = [attribute.g] if attribute.HasField("g") else []
+            for inner in (*own, *attribute.graphs):
+                yield from _described(inner)
 
 
 def fix_head_dim(model: ModelProto, head_dim: int) -> None:
@@ -181,23 +211,3 @@ def _forget_shape(model: ModelProto, name: str) -> None:
     known = [value for value in model.graph.value_info if value.name != name]
     del model.graph.value_info[:]
     model.graph.value_info.extend(known)
-
-
-def _strip_notes(model: ModelProto) -> None:
-    model.doc_string = ""
-    model.producer_name, model.producer_version = "outpost-export", ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    described: tuple[Any, ...] = (
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *model.functions,
-    )
-    for thing in described:
-        thing.doc_string = ""
-        del thing.metadata_props[:]

@@ -19,6 +19,8 @@ _SHOWN = {
     "cosine": "worst cosine",
     "label_agreement": "label agreement",
     "max_difference": "max difference",
+    "relative_difference": "relative",
+    "evaluated_inputs": "inputs",
 }
 
 
@@ -64,8 +66,10 @@ def summary(finished: Finished) -> Table:
         table.add_column(column, justify="right")
     cells = [f"{figures[name]:.5g}" for name in shown]
     table.add_row(bundle.manifest.target, in_units(bundle.size), *cells)
+    notes = list(finished.notes)
     if finished.tokens_per_second is not None:
-        table.caption = f"one stream, this machine: {finished.tokens_per_second:.0f} tokens/s"
+        notes.append(f"one stream, this machine: {finished.tokens_per_second:.0f} tokens/s")
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 

@@ -9,6 +9,15 @@ A recipe file is TOML; every key may be missing::
     context_length = 2048          # decoders: positions that a device will hold
     block_size = 32                # quantized targets: weights that share a scale
     adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
+    max_batch = 32                 # ONNX files: rows of a run, if it can be shared; 0: never
+    labels = ["ok", "scratched"]   # ONNX files: names of a classifier's classes
+
+    [dimensions]                   # ONNX files: sizes of named free dimensions in the evidence
+    height = 640
+
+    [[states]]                     # ONNX files: an output that is the next run's input
+    input = "state"
+    output = "stateN"
 
     [thresholds]                   # what the evidence must show; see gate.py
     perplexity_increase = 0.02
@@ -22,6 +31,7 @@ from pathlib import Path
 
 from outpost_runtime.documents import Reader, canonical_json
 from outpost_runtime.errors import InvalidInputError
+from outpost_runtime.interface import StateSpec
 
 from outpost_export.errors import RecipeError
 from outpost_export.gate import RULES
@@ -32,12 +42,14 @@ BITS_OF_TARGET: dict[str, int | None] = {"cpu-fp32": None, "cpu-int8": 8, "cpu-i
 DECODER_TASK = "text-generation"
 EMBEDDING_TASK = "feature-extraction"
 CLASSIFIER_TASKS = ("text-classification", "token-classification")
-TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS)
+TENSOR_TASK = "tensor-inference"
+TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS, TENSOR_TASK)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHORTEST_CONTEXT = 64  # the evidence continues prompts by 32 tokens
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _HIGHEST_RANK = 512
+_OF_ONNX_FILES = ("max_batch", "labels", "dimensions", "states")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +68,10 @@ class Recipe:
     context_length: int = 2048
     block_size: int = 32
     adapter_rank: int = 0
+    max_batch: int | None = None
+    labels: tuple[str, ...] = ()
+    dimensions: dict[str, int] = field(default_factory=dict)
+    states: tuple[StateSpec, ...] = ()
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,22 +94,39 @@ class Recipe:
                     "at most 63.",
                     hint=f"Choose another with --{key}.",
                 )
-        if self.context_length < _SHORTEST_CONTEXT:
-            raise RecipeError(f"The context_length must be at least {_SHORTEST_CONTEXT}.")
-        if not 0 <= self.adapter_rank <= _HIGHEST_RANK:
-            raise RecipeError(f"The adapter_rank must be from 0 to {_HIGHEST_RANK}.")
+        sizes = (
+            (
+                self.context_length >= _SHORTEST_CONTEXT,
+                f"context_length must be at least {_SHORTEST_CONTEXT}",
+            ),
+            (
+                0 <= self.adapter_rank <= _HIGHEST_RANK,
+                f"adapter_rank must be from 0 to {_HIGHEST_RANK}",
+            ),
+            ((self.max_batch or 0) >= 0, "max_batch must not be negative"),
+            (min(self.dimensions.values(), default=1) >= 1, "dimensions must be at least 1"),
+        )
+        for holds, rule in sizes:
+            if not holds:
+                raise RecipeError(f"The {rule}.")
 
     @property
     def bits(self) -> int | None:
         """Bits of the weights; None is float32."""
         return BITS_OF_TARGET[self.target]
 
-    def with_defaults(self, *, task: str, licence: str) -> "Recipe":
-        """Return the recipe completed by what was found in the source."""
+    def with_defaults(self, *, task: str, licence: str, rounding: float = 0.0) -> "Recipe":
+        """Return the recipe completed by what was found in the source.
+
+        Args:
+            rounding: Of ONNX files: how far answers may be off, relatively.
+        """
         recipe = replace(self, task=self.task or task, licence=self.licence or licence)
         if recipe.adapter_rank and recipe.task != DECODER_TASK:
             raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
-        return replace(recipe, thresholds=_default_thresholds(recipe) | self.thresholds)
+        if recipe.task != TENSOR_TASK:
+            _refuse_keys_of_onnx_files(recipe)
+        return replace(recipe, thresholds=_default_thresholds(recipe, rounding) | self.thresholds)
 
     @property
     def sha256(self) -> str:
@@ -132,6 +165,10 @@ def read_recipe(
             context_length=reader.integer("context_length", 2048),
             block_size=reader.integer("block_size", 32),
             adapter_rank=in_file_rank if adapter_rank is None else adapter_rank,
+            max_batch=reader.optional("max_batch", reader.integer),
+            labels=tuple(reader.optional("labels", lambda key: reader.list_of(key, str)) or ()),
+            dimensions=_dimensions(reader),
+            states=tuple(_state(table) for table in reader.optional("states", reader.tables) or ()),
             thresholds=_thresholds(thresholds) if thresholds else {},
         )
         reader.end()
@@ -142,6 +179,23 @@ def read_recipe(
     return recipe
 
 
+def _dimensions(reader: Reader) -> dict[str, int]:
+    table = reader.optional("dimensions", reader.table)
+    return {} if table is None else table.named(int)
+
+
+def _state(reader: Reader) -> StateSpec:
+    state = StateSpec(input=reader.string("input"), output=reader.string("output"))
+    reader.end()
+    return state
+
+
+def _refuse_keys_of_onnx_files(recipe: Recipe) -> None:
+    for key in _OF_ONNX_FILES:
+        if getattr(recipe, key) not in (None, (), {}):
+            raise RecipeError(f"The recipe's {key} is for ONNX files; the source is none.")
+
+
 def _thresholds(reader: Reader) -> dict[str, float]:
     values = reader.numbers()
     for key in values:
@@ -150,12 +204,14 @@ def _thresholds(reader: Reader) -> dict[str, float]:
     return values
 
 
-def _default_thresholds(recipe: Recipe) -> dict[str, float]:
+def _default_thresholds(recipe: Recipe, rounding: float) -> dict[str, float]:
     exact = recipe.bits is None
     if recipe.task == DECODER_TASK:
         if exact:
             return {"perplexity_difference": 0.001, "greedy_tokens": 32.0}
         return {"perplexity_increase": 0.01}
+    if recipe.task == TENSOR_TASK:
+        return {"repeat_difference": 1e-6, "relative_difference": rounding}
     if recipe.task == EMBEDDING_TASK:
         return {"cosine": 0.999 if exact else 0.99}
     return {"label_agreement": 1.0, "max_difference": 1e-3} if exact else {"label_agreement": 0.95}

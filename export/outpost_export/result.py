@@ -18,6 +18,7 @@ class Built:
         memory_bytes: What the opened model is expected to need.
         tokens_per_second: Of the scoring run on this machine; not part of the manifest,
             which must not depend on the weather.
+        notes: What else is worth telling.
     """
 
     interface: Interface
@@ -26,6 +27,7 @@ class Built:
     tolerances: dict[str, float]
     memory_bytes: int
     tokens_per_second: float | None = field(default=None)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,3 +36,4 @@ class Finished:
 
     bundle: Bundle
     tokens_per_second: float | None
+    notes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from outpost_runtime import golden
+from outpost_runtime import golden_file
 from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
 
 from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
@@ -121,8 +121,8 @@ def test_a_golden_file_that_was_made_elsewhere_fails_the_check(tmp_path):
     shutil.copytree(DECODER, folder)
     manifest = read_bundle(folder).manifest
     path = folder / manifest.evidence.golden
-    tensors = golden.load(path)
-    golden.save(path, tensors | {"top_tokens": np.zeros_like(tensors["top_tokens"])})
+    tensors = golden_file.load(path)
+    golden_file.save(path, tensors | {"top_tokens": np.zeros_like(tensors["top_tokens"])})
     files = manifest.files | {path.name: describe_file(path)}
     write_manifest(folder, dataclasses.replace(manifest, files=files))
     _outpost("add", folder, "--store", tmp_path / "store")
@@ -192,7 +192,7 @@ def test_a_golden_file_that_proves_nothing_fails_the_check(tmp_path, golden_tens
     shutil.copytree(EMBEDDER, copy)
     manifest = read_bundle(copy).manifest
     path = copy / manifest.evidence.golden
-    golden.save(path, golden_tensors)
+    golden_file.save(path, golden_tensors)
     files = manifest.files | {path.name: describe_file(path)}
     write_manifest(copy, dataclasses.replace(manifest, files=files))
     _outpost("add", copy, "--store", tmp_path / "store")

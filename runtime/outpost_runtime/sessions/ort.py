@@ -54,14 +54,18 @@ class OrtSession:
     Args:
         path: The ``.onnx`` file; external data is looked for beside it.
         threads: Threads of one run; None lets ONNX Runtime take the physical cores.
+        as_written: Run the graph node by node as the file has it, none fused or folded: slower,
+            and what the optimized graph is compared with.
 
     Raises:
         BundleError: ONNX Runtime cannot open the model.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, as_written: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised; its log would show clients' data
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[_CPU])
@@ -101,8 +105,11 @@ class OrtSession:
 
     def _run_values(self, names: list[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = {spec.name: to_ort(spec, feeds[spec.name]) for spec in self._inputs}
+        # The plain call takes texts and gives no BF16; the other one is the other way round.
+        by_value = any(spec.datatype == "BF16" for spec in self._outputs)
+        run = self._session.run_with_ort_values if by_value else self._session.run
         with _execution_errors():
-            results = self._session.run_with_ort_values(names, values)
+            results = run(names, values)
         pairs = zip(self._outputs, results, strict=True)
         return {spec.name: from_ort(spec, value) for spec, value in pairs}
 
@@ -148,7 +155,7 @@ def _spec(node: Any, path: Path) -> TensorSpec:
     return TensorSpec(
         name=node.name,
         datatype=datatype_of(np.dtype(_ELEMENT_TYPES[node.type])),
-        shape=tuple(size if isinstance(size, int) else None for size in node.shape),
+        shape=tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape),
     )
 
 

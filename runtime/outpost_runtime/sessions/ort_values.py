@@ -24,22 +24,22 @@ def is_special(spec: TensorSpec) -> bool:
     return spec.datatype in _SPECIAL
 
 
-def to_ort(spec: TensorSpec, array: Array) -> "onnxruntime.OrtValue":
-    """Return a value of ONNX Runtime that holds a copy of a tensor.
+def to_ort(spec: TensorSpec, array: Array) -> Any:
+    """Return what ONNX Runtime takes as a tensor; of texts it makes no values itself.
 
     Raises:
         InvalidInputError: An element of BYTES is not UTF-8.
     """
     if spec.datatype == "BF16":
-        bits = np.ascontiguousarray(array).view(np.uint16)
+        bits = array.copy(order="C").view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
     if spec.datatype == "BYTES":
-        array = _mapped(array, lambda data: _decoded(spec, data))
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        return _mapped(array, lambda data: _decoded(spec, data))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(order="C"))
 
 
-def from_ort(spec: TensorSpec, value: "onnxruntime.OrtValue") -> Array:
-    """Return a copy of a value of ONNX Runtime.
+def from_ort(spec: TensorSpec, value: Any) -> Array:
+    """Return what ONNX Runtime gave, as a tensor of its own.
 
     Raises:
         ExecutionError: The model's text is not Unicode.
@@ -49,7 +49,7 @@ def from_ort(spec: TensorSpec, value: "onnxruntime.OrtValue") -> Array:
         data = bytes((ctypes.c_char * size).from_address(value.data_ptr())) if size else b""
         return np.frombuffer(data, ml_dtypes.bfloat16).reshape(value.shape())
     try:
-        array: Array = value.numpy()
+        array: Array = value if isinstance(value, np.ndarray) else value.numpy()
     except UnicodeDecodeError as error:
         raise ExecutionError(f"The model's output '{spec.name}' is not UTF-8.") from error
     return _mapped(array, lambda text: text.encode()) if spec.datatype == "BYTES" else array

@@ -1,5 +1,8 @@
-"""How much memory opened models may take together. Pure but for asking how much there is."""
+"""How much memory opened models may take together, and what happens to it afterwards."""
 
+import ctypes
+import gc
+import threading
 from pathlib import Path
 
 from outpost_runtime.bundle import Bundle
@@ -12,6 +15,8 @@ _WEIGHTS_FACTOR = 2.0
 
 _SESSION_BYTES = 48 << 20
 """What a session takes beside its weights: the graph, and memory for intermediate results."""
+
+_SOON = 1.0
 
 _SHARE = 0.8
 """Of the memory that is there when a server starts, unless it is told otherwise."""
@@ -70,6 +75,26 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings) -> int:
 def available_bytes() -> int:
     """Return the memory that this machine, or this process's control group, can still give."""
     return min(_of_machine(), _of_group())
+
+
+def give_back_soon() -> None:
+    """Return what closed models had to the system: now, and what their last callers hold soon."""
+    _give_back()
+    later = threading.Timer(_SOON, _give_back)
+    later.daemon = True
+    later.start()
+
+
+def _give_back() -> None:
+    """Return what nothing in this process uses any more.
+
+    ONNX Runtime's sessions are part of reference cycles, and the C library keeps what an engine's
+    threads have freed: of 145 MB that a model had taken, 1 % came back without this.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others need none
+    if trim is not None:
+        trim(0)
 
 
 def _of_machine() -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from outpost_runtime.budget import MemoryBudget, expected_bytes
+from outpost_runtime.budget import MemoryBudget, expected_bytes, give_back_soon
 from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
@@ -271,6 +271,7 @@ class Models:
         if before is not None:
             before.model.close(drain_seconds=DRAIN_SECONDS)
             self._budget.release(name, before.bytes)
+            give_back_soon()
 
     def _make_room(self, name: str, needed: int) -> None:
         while True:
@@ -301,6 +302,8 @@ class Models:
         served = self._served.pop(name)
         served.model.close(drain_seconds=drain_seconds)
         self._budget.release(name)
+        del served
+        give_back_soon()
 
     def _load_adapter(self, bundle: Bundle, interface: AdapterInterface) -> None:
         for model in self.texts():

@@ -88,7 +88,7 @@ class Sequences:
 
     def _zeros(self, state: StateSpec, feeds: Mapping[str, Array]) -> Array:
         spec = self._specs[state.input]
-        first = next(iter(feeds.values()))
-        rows = first.shape[0] if first.ndim else 1
+        sizes = [feeds[n].shape[0] for n in self._specs if n in feeds and feeds[n].ndim]
+        rows = sizes[0] if sizes else 1
         # A free dimension of a state is the batch's, wherever it stands.
         return np.zeros([rows if size is None else size for size in spec.shape], spec.dtype)

@@ -7,10 +7,11 @@ from outpost_runtime.tensor.sequences import Sequences
 from outpost_runtime.tensors import TensorSpec
 
 _SPECS = (
+    TensorSpec(name="rate", datatype="INT64", shape=()),
     TensorSpec(name="x", datatype="FP32", shape=(None, None)),
     TensorSpec(name="state", datatype="FP32", shape=(2, None, 3)),
 )
-_FEEDS = {"x": np.ones((5, 4), np.float32)}
+_FEEDS = {"rate": np.array(16000), "x": np.ones((5, 4), np.float32)}
 
 
 def _sequences(**changes):

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from sysconfig import get_config_var
 
 from bench.progress import say
 from bench.workers import ROOT
@@ -25,6 +27,13 @@ OPENVINO = (
 OPTIMUM_INTEL = "optimum-intel==2.2.0"
 """Without what it depends on: it wants torchvision, which nothing here uses."""
 
+ONNX_RUNTIME = f"onnxruntime=={version('onnxruntime')}"
+"""Ours: servers that are compared run the same kernels."""
+
+MLSERVER = ("mlserver==1.7.1", ONNX_RUNTIME)
+TRITON = ("nvidia-pytriton==0.7.0", ONNX_RUNTIME)
+"""A wheel that carries tritonserver 2.51.0 and its Python backend."""
+
 _MODELS = bundles.CACHE / "models"
 
 
@@ -36,6 +45,47 @@ def llama_cpp_python() -> Path:
 def openvino_python() -> Path:
     """Return the interpreter that has OpenVINO GenAI and its exporter."""
     return _environment("openvino-venv", OPENVINO, {}, OPTIMUM_INTEL)
+
+
+def mlserver_python() -> Path:
+    """Return the interpreter that has MLServer."""
+    return _environment("mlserver-venv", MLSERVER, {})
+
+
+def triton_server() -> tuple[Path, dict[str, str]]:
+    """Return Triton's server, and the variables without which it does not start.
+
+    Its Python backend takes the first ``python3`` of ``PATH`` and what that one has installed.
+    """
+    wheel = _triton_wheel()
+    libraries = f"{wheel.parent / 'nvidia_pytriton.libs'}:{get_config_var('LIBDIR')}"
+    path = f"{_triton_python().parent}:{os.environ['PATH']}"
+    server = wheel / "tritonserver" / "bin" / "tritonserver"
+    server.chmod(0o755)
+    return server, {"PATH": path, "LD_LIBRARY_PATH": libraries}
+
+
+def triton_backends() -> Path:
+    """Return the folder of Triton's backends: the Python backend, whole and executable."""
+
+    def make(folder: Path) -> None:
+        carried = _triton_wheel() / "tritonserver"
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        shutil.copytree(carried / "backends" / "python", folder / "python")
+        stub = carried / "python_backend_stubs" / python / "triton_python_backend_stub"
+        shutil.copy(stub, folder / "python")
+        (folder / "python" / stub.name).chmod(0o755)
+
+    return _made("triton-backends", make)
+
+
+def _triton_python() -> Path:
+    return _environment("triton-venv", TRITON, {})
+
+
+def _triton_wheel() -> Path:
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return _triton_python().parents[1] / "lib" / python / "site-packages" / "pytriton"
 
 
 def gguf() -> Path:

@@ -30,22 +30,24 @@ class Measure:
     Attributes:
         values: By contestant, one per round, or a single one if it was measured once; NaN where
             the contestant cannot do it.
+        ours: Who is compared with the others.
     """
 
     title: str
     values: dict[str, list[float]]
     smaller_is_better: bool = False
+    ours: str = OURS
 
     def median(self, name: str) -> float:
         """Return a contestant's median."""
         return _median(self.values[name])
 
     def ratios(self, peer: str) -> list[float]:
-        """Return, per round, how many times better :data:`OURS` is than a peer."""
-        pairs = zip(self.values[OURS], self.values[peer], strict=True)
+        """Return, per round, how many times better ours is than a peer."""
+        pairs = zip(self.values[self.ours], self.values[peer], strict=True)
         if self.smaller_is_better:
-            return [its / ours for ours, its in pairs]
-        return [ours / its for ours, its in pairs]
+            return [its / own for own, its in pairs]
+        return [own / its for own, its in pairs]
 
     def best(self, names: Sequence[str]) -> str:
         """Return who of some contestants is best."""

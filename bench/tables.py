@@ -62,15 +62,15 @@ def _quality(report: Report) -> str:
         "engine", "model, MB", "perplexity", "to checkpoint",
         f"within +{EQUAL_QUALITY:.0%}", "peak memory, MB", "of the bandwidth, 1 stream",
     ]  # fmt: skip
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def _speeds(report: Report) -> str:
     measures = report.speeds()
     rows = [
-        [name, *(_figure(measure.median(name)) for measure in measures)] for name in report.names
+        [name, *(figure(measure.median(name)) for measure in measures)] for name in report.names
     ]
-    return _table(["engine", *(measure.title for measure in measures)], rows)
+    return table(["engine", *(measure.title for measure in measures)], rows)
 
 
 def _compared(report: Report) -> str:
@@ -79,7 +79,8 @@ def _compared(report: Report) -> str:
         "less): the median of the rounds' ratios, with the least and the most of them for the best "
         "peer of equal quality."
     )
-    rows = [_comparison(report, measure) for measure in (*report.speeds(), *report.costs())]
+    measures = (*report.speeds(), *report.costs())
+    rows = [comparison(measure, report.peers, report.equal_peers) for measure in measures]
     titles = [
         "",
         OURS,
@@ -87,19 +88,20 @@ def _compared(report: Report) -> str:
         "to it",
         *(_marked(report, peer) for peer in report.peers),
     ]
-    return f"{explained}\n\n{_table(titles, rows)}"
+    return f"{explained}\n\n{table(titles, rows)}"
 
 
-def _comparison(report: Report, measure: Measure) -> list[str]:
-    best = measure.best(report.equal_peers)
+def comparison(measure: Measure, peers: Sequence[str], equal_peers: Sequence[str]) -> list[str]:
+    """Return a row: ours, the best peer of equal quality, the ratio to it and to every peer."""
+    best = measure.best(equal_peers)
     middle, least, most = median_and_range(measure.ratios(best))
     spread = f" ({least:.2f} to {most:.2f})" if len(measure.values[best]) > 1 else ""
     return [
         measure.title,
-        _figure(measure.median(OURS)),
-        f"{best}: {_figure(measure.median(best))}",
+        figure(measure.median(measure.ours)),
+        f"{best}: {figure(measure.median(best))}",
         f"**{middle:.2f}**{spread}",
-        *(_ratio(median_and_range(measure.ratios(peer))[0]) for peer in report.peers),
+        *(ratio(median_and_range(measure.ratios(peer))[0]) for peer in peers),
     ]
 
 
@@ -113,23 +115,26 @@ def _remote(report: Report) -> str:
         "own process right before."
     )
     rows = [
-        [str(remote.streams), _figure(remote.engine), _figure(remote.client), _ratio(remote.ratio)]
+        [str(remote.streams), figure(remote.engine), figure(remote.client), ratio(remote.ratio)]
         for remote in report.remotes()
     ]
-    return f"{explained}\n\n{_table(['streams', 'engine', 'client', 'client to engine'], rows)}"
+    return f"{explained}\n\n{table(['streams', 'engine', 'client', 'client to engine'], rows)}"
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
+    """Return three digits, or more of a large number."""
     if math.isnan(value):
         return _NONE
     digits = next(digits for limit, digits in _DIGITS if value < limit)
     return f"{value:.{digits}f}"
 
 
-def _ratio(value: float) -> str:
+def ratio(value: float) -> str:
+    """Return two digits behind the point."""
     return _NONE if math.isnan(value) else f"{value:.2f}"
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are numbers."""
     lines = [titles, ["---", *("---:" for _ in titles[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

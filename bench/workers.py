@@ -55,9 +55,9 @@ def decode_rate(times: Times) -> float:
     return sum((len(stream) - 1) / (stream[-1] - stream[0]) for stream in inside)
 
 
-def peak_megabytes() -> float:
-    """Most memory that this process had resident at once, mapped files included (VmHWM)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+def peak_megabytes(process: int | str = "self") -> float:
+    """Most memory that a process had resident at once, mapped files included (VmHWM)."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / 1e6
 

@@ -9,8 +9,6 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 from onnxruntime import InferenceSession, SessionOptions
 
-from bench.workers import THREADS
-
 
 class OnnxModel(MLModel):  # type: ignore[misc]  # MLServer is not in this environment
     """ONNX Runtime behind MLServer; ``uri`` is the graph."""
@@ -18,7 +16,7 @@ class OnnxModel(MLModel):  # type: ignore[misc]  # MLServer is not in this envir
     async def load(self) -> bool:
         """Open the graph as Outpost does."""
         options = SessionOptions()
-        options.intra_op_num_threads = THREADS
+        options.intra_op_num_threads = self.settings.parameters.extra["threads"]
         self._session = InferenceSession(
             self.settings.parameters.uri, options, providers=["CPUExecutionProvider"]
         )

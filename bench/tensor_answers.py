@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from outpost_runtime.sessions.ort import OrtSession
 
 from bench.tensor_material import Model, feeds
-from bench.workers import THREADS
 
 CALLERS = 8
 """Who ask side by side, so that servers which make batches make them here too."""
@@ -21,7 +20,7 @@ _SECONDS = 60
 
 def reference(model: Model) -> list[NDArray[np.float32]]:
     """Return what ONNX Runtime says in this process, one request at a time."""
-    session = OrtSession(model.graph, threads=THREADS)
+    session = OrtSession(model.graph, threads=model.threads)
     name = model.outputs[0].name
     values = [session.run(feeds(request))[name] for request in model.requests]
     session.close()

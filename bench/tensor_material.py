@@ -13,7 +13,7 @@ from outpost_runtime.interface import EmbeddingInterface, TensorInterface
 from outpost_runtime.tensors import TensorSpec
 from outpost_runtime.tokenizer import Tokenizer
 
-from bench.workers import ROOT
+from bench.workers import ROOT, THREADS
 from examples import bundles
 
 REQUESTS = 64
@@ -37,6 +37,7 @@ class Model:
 
     Attributes:
         mixed_lengths: Whether requests differ in shape.
+        threads: Of a run, in every server: the classifier is too small for two.
         requests: Encoded ``ModelInferRequest`` messages, one sentence each.
     """
 
@@ -45,6 +46,7 @@ class Model:
     inputs: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
     mixed_lengths: bool
+    threads: int
     requests: tuple[bytes, ...]
 
     @property
@@ -58,8 +60,8 @@ def read_models() -> list[Model]:
     least, most = SENTENCE_TOKENS
     lengths = [least + index * _STEP % (most - least + 1) for index in range(REQUESTS)]
     return [
-        _model(bundles.path_of("all-minilm-l6-v2", "cpu-fp32"), lengths),
-        _model(_TINY, [TINY_TOKENS] * REQUESTS),
+        _model(bundles.path_of("all-minilm-l6-v2", "cpu-fp32"), lengths, THREADS),
+        _model(_TINY, [TINY_TOKENS] * REQUESTS, 1),
     ]
 
 
@@ -70,7 +72,7 @@ def feeds(request: bytes) -> dict[str, NDArray[np.int64]]:
     return {tensor.name: np.frombuffer(raw, "<i8").reshape(tensor.shape) for tensor, raw in pairs}
 
 
-def _model(folder: Path, lengths: list[int]) -> Model:
+def _model(folder: Path, lengths: list[int], threads: int) -> Model:
     manifest = read_bundle(folder).manifest
     interface = manifest.interface
     assert isinstance(interface, EmbeddingInterface | TensorInterface)
@@ -82,6 +84,7 @@ def _model(folder: Path, lengths: list[int]) -> Model:
         inputs=names,
         outputs=tuple(interface.outputs),
         mixed_lengths=len(set(lengths)) > 1,
+        threads=threads,
         requests=tuple(_request(manifest.name, names, ids) for ids in sentences),
     )
 

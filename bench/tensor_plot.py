@@ -8,7 +8,6 @@ from matplotlib import pyplot as plt
 
 from bench.tensor_report import Report
 from bench.tensor_servers import OURS
-from bench.workers import THREADS
 
 _COLOURS = {"Outpost": "tab:blue", "MLServer": "tab:orange", "Triton": "tab:green"}
 """By the first word of a name."""
@@ -32,7 +31,7 @@ def draw(report: Report, path: Path) -> None:
         waits.set_yscale("log")
     handles, labels = grid[-1][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"Tensor servers, {THREADS} threads per run, medians")
+    figure.suptitle("Tensor servers on two cores, medians")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -20,7 +20,7 @@ from outpost_runtime.store import Store
 from bench import peers
 from bench.server import serving
 from bench.tensor_material import Model
-from bench.workers import ROOT, THREADS, peak_megabytes
+from bench.workers import ROOT, peak_megabytes
 
 OURS = "Outpost"
 """What the peers are compared with."""
@@ -83,7 +83,7 @@ def _outpost(folder: Path, models: Sequence[Model]) -> Iterator[Running]:
     store = folder / "store"
     for model in models:
         Store(store).add(model.folder)
-    with serving(store, "--threads", str(THREADS)) as server:
+    with serving(store) as server:
         yield Running(address=server.address, process_id=server.process_id)
 
 
@@ -109,7 +109,7 @@ def _mlserver(
             {
                 "name": model.name,
                 "implementation": "bench.mlserver_runtime.OnnxModel",
-                "parameters": {"uri": str(model.graph)},
+                "parameters": {"uri": str(model.graph), "extra": {"threads": model.threads}},
             }
             | batching,
         )
@@ -156,7 +156,7 @@ def _triton_config(model: Model) -> str:
         f'output {{ name: "{name}" data_type: TYPE_{datatype} dims: {list(shape)} }}'
         for name, (datatype, shape) in shapes.items()
     ]
-    given = {"graph": model.graph, "threads": THREADS}
+    given = {"graph": model.graph, "threads": model.threads}
     lines += [
         f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
         for key, value in given.items()

@@ -33,7 +33,12 @@ def add_commands(commands: "Commands") -> None:
         metavar="ADDRESS",
         help="for HTTP: the Open Inference Protocol and /metrics (%(default)s)",
     )
-    serve.add_argument("--threads", type=int, metavar="N", help="per run (default: all cores)")
+    serve.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="per run (default: all cores; one for models below 8 MiB)",
+    )
     serve.add_argument(
         "--streams",
         type=int,

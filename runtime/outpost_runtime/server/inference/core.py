@@ -36,6 +36,7 @@ from outpost_runtime.server.inference.parameters import (
     sequence_of,
 )
 from outpost_runtime.server.inference.shared_memory import Regions
+from outpost_runtime.server.waiting import result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
@@ -187,11 +188,9 @@ class Inference:
             priority=priority_of(request.parameters),
             deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
             sequence=sequence_of(request.parameters),
+            may_run_here=True,
         )
-        try:
-            outputs = await asyncio.wrap_future(future)
-        finally:
-            future.cancel()
+        outputs = await result_of(future)
         return InferResponse(
             model=request.model,
             version=model.bundle.manifest.version,

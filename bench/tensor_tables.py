@@ -35,8 +35,9 @@ def _caption(report: Report) -> str:
     middle, cheapest, dearest = median_and_range(report.generator_seconds())
     return (
         f"Servers take turns, {plan.rounds} times over: medians, {plan.seconds:g} s per "
-        f"figure. {THREADS} threads per run of the encoder, one of the classifier. One sentence per "
-        f"request: of {least} to {most} tokens for the sentence encoder, of {TINY_TOKENS} for the classifier. The load generator "
+        f"figure. {THREADS} threads per run of the encoder, one of the classifier. One sentence "
+        f"per request: of {least} to {most} tokens for the sentence encoder, of {TINY_TOKENS} for "
+        "the classifier. The load generator "
         f"took {middle * 1e6:.0f} µs of a processor per request ({cheapest * 1e6:.0f} to "
         f"{dearest * 1e6:.0f}), on the same cores. The rest is in [README.md](../README.md)."
     )

@@ -1,33 +1,34 @@
 """What a model has done so far, in the terms of the Open Inference Protocol's statistics."""
 
+import copy
 import threading
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Duration:
     """How often something happened and how long it took altogether."""
 
     count: int = 0
     ns: int = 0
 
-    def plus(self, seconds: float, count: int = 1) -> "Duration":
-        """Return it with something more."""
-        return Duration(self.count + count, self.ns + round(seconds * 1e9))
+    def add(self, seconds: float) -> None:
+        """Take in one more."""
+        self.count += 1
+        self.ns += round(seconds * 1e9)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class BatchStatistics:
     """Runs of one number of rows."""
 
-    compute_input: Duration = Duration()
-    compute_infer: Duration = Duration()
-    compute_output: Duration = Duration()
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Snapshot:
     """A model's statistics at one moment.
 
@@ -44,12 +45,12 @@ class Snapshot:
     last_inference: int = 0
     inference_count: int = 0
     execution_count: int = 0
-    success: Duration = Duration()
-    fail: Duration = Duration()
-    queue: Duration = Duration()
-    compute_input: Duration = Duration()
-    compute_infer: Duration = Duration()
-    compute_output: Duration = Duration()
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
 
 
@@ -68,21 +69,14 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot()
-        self._batches: dict[int, BatchStatistics] = defaultdict(BatchStatistics)
 
     def ran(self, rows: int, times: RunTimes) -> None:
         """Take in a run."""
         with self._lock:
-            batch = self._batches[rows]
-            self._batches[rows] = BatchStatistics(
-                compute_input=batch.compute_input.plus(times.compute_input),
-                compute_infer=batch.compute_infer.plus(times.compute_infer),
-                compute_output=batch.compute_output.plus(times.compute_output),
-            )
-            count = self._now.execution_count + 1
-            self._now = replace(
-                self._now, execution_count=count, last_inference=round(time.time() * 1000)
-            )
+            self._now.execution_count += 1
+            self._now.last_inference = round(time.time() * 1000)
+            batch = self._now.batches.setdefault(rows, BatchStatistics())
+            _add(batch, times)
 
     def succeeded(self, rows: int, *, total: float, queue: float, times: RunTimes) -> None:
         """Take in a request that was answered.
@@ -92,23 +86,23 @@ class Statistics:
             queue: Seconds that it waited for its run.
         """
         with self._lock:
-            now = self._now
-            self._now = replace(
-                now,
-                inference_count=now.inference_count + rows,
-                success=now.success.plus(total),
-                queue=now.queue.plus(queue),
-                compute_input=now.compute_input.plus(times.compute_input),
-                compute_infer=now.compute_infer.plus(times.compute_infer),
-                compute_output=now.compute_output.plus(times.compute_output),
-            )
+            self._now.inference_count += rows
+            self._now.success.add(total)
+            self._now.queue.add(queue)
+            _add(self._now, times)
 
     def failed(self, total: float) -> None:
         """Take in a request that was not answered, after ``total`` seconds."""
         with self._lock:
-            self._now = replace(self._now, fail=self._now.fail.plus(total))
+            self._now.fail.add(total)
 
     def snapshot(self) -> Snapshot:
         """Return what has been counted."""
         with self._lock:
-            return replace(self._now, batches=dict(self._batches))
+            return copy.deepcopy(self._now)
+
+
+def _add(counts: Snapshot | BatchStatistics, times: RunTimes) -> None:
+    counts.compute_input.add(times.compute_input)
+    counts.compute_infer.add(times.compute_infer)
+    counts.compute_output.add(times.compute_output)

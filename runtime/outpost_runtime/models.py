@@ -58,7 +58,7 @@ class Entry:
 
     Attributes:
         version: Empty where its bundle cannot be read.
-        reason: Why it is not ready, for people; empty when it is.
+        reason: Why it, or a newer version of it, is not served, for people; or empty.
     """
 
     name: str
@@ -106,10 +106,9 @@ class Models:
 
     @property
     def complete(self) -> bool:
-        """Whether everything is served that was loaded and not unloaded since."""
-        return all(
-            state is State.READY or reason == _UNLOADED
-            for state, reason in list(self._states.values())
+        """Whether nothing failed to load; what was unloaded is not missed."""
+        return not any(
+            reason and not reason.startswith(_UNLOADED) for _, reason in list(self._states.values())
         )
 
     def get(self, name: str) -> Model:
@@ -192,7 +191,8 @@ class Models:
             try:
                 self._load(name)
             except OutpostError as error:
-                self._states[name] = State.UNAVAILABLE, str(error)
+                served = name in self._served or self._base_of(name)
+                self._states[name] = State.READY if served else State.UNAVAILABLE, str(error)
                 raise
             self._states[name] = State.READY, ""
 
@@ -202,15 +202,16 @@ class Models:
         Raises:
             NotFoundError: None of that name is served.
         """
+        base = self._base_of(name)
+        if base is not None:  # its answers may take minutes, which nobody else has to wait for
+            base.adapters.unload(name)
+            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            return
         with self._changing:
-            base = self._base_of(name)
-            if base is not None:
-                base.adapters.unload(name)
-            elif name in self._served:
-                self._states[name] = State.UNLOADING, ""
-                self._close(name)
-            else:
+            if name not in self._served:
                 raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
+            self._states[name] = State.UNLOADING, ""
+            self._close(name)
             self._states[name] = State.UNAVAILABLE, _UNLOADED
 
     def load_adapter(self, name: str) -> TextModel:
@@ -295,7 +296,7 @@ class Models:
         _, oldest = min(idle)
         _LOG.info("unloading %s, which is idle, to make room for %s", oldest, name)
         self._close(oldest)
-        self._states[oldest] = State.UNAVAILABLE, f"unloaded to make room for '{name}'"
+        self._states[oldest] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
         return True
 
     def _close(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:

@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from outpost_runtime import golden_file
 from outpost_runtime.bundle import Bundle, check_runnable
 from outpost_runtime.embeddings import EmbeddingModel
-from outpost_runtime.errors import BundleError, ConfigurationError, UnsupportedError
+from outpost_runtime.errors import (
+    BundleError,
+    ConfigurationError,
+    ExecutionError,
+    InvalidInputError,
+    UnsupportedError,
+)
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
@@ -91,9 +98,29 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
         return TextModel(bundle, interface, open_session, settings.text, precedence)
     session = open_session(interface.model)
     _check_signature(bundle, interface, session)
+    _warm_up(bundle, session)
     if isinstance(interface, EmbeddingInterface):
         return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
     return TensorModel(bundle, interface, session, settings.tensor, precedence)
+
+
+def _warm_up(bundle: Bundle, session: Session) -> None:
+    """Run the first golden inputs once: memory is taken and pages are touched before anybody waits.
+
+    Raises:
+        BundleError: The model cannot run them.
+    """
+    tensors = golden_file.load(bundle.path(bundle.manifest.evidence.golden))
+    cases = (key.split("/inputs/") for key in tensors if "/inputs/" in key)
+    first = next(cases, [""])[0]
+    feeds = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
+    try:
+        session.run({name: array for name, array in feeds.items() if array is not None})
+    except (InvalidInputError, ExecutionError) as error:
+        session.close()
+        raise BundleError(
+            f"'{bundle.manifest.name}' cannot run its own golden inputs: {error.message}"
+        ) from error
 
 
 def _threads(bundle: Bundle) -> int | None:

@@ -80,7 +80,7 @@ class Server:
         await asyncio.gather(self._grpc.stop(_GRACE_SECONDS), self._http.stop())
         await asyncio.to_thread(self._models.close)
         self._generation.close()
-        self._inference.regions.close()
+        self._inference.close()
 
     @property
     def _services(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc
 
 from outpost_runtime.embeddings import EmbeddingModel, place
 from outpost_runtime.models import Models
+from outpost_runtime.server.waiting import result_of
 
 SERVICE = "outpost.v1.Embeddings"
 
@@ -29,7 +30,7 @@ class EmbeddingsService(embeddings_pb2_grpc.EmbeddingsServicer):
         batches = model.submit(encoded)
         name = model.engine.outputs[0].name
         try:
-            outputs = [(await asyncio.wrap_future(batch.output))[name] for batch in batches]
+            outputs = [(await result_of(batch.output))[name] for batch in batches]
         finally:
             for batch in batches:
                 batch.output.cancel()

@@ -1,8 +1,12 @@
-"""The event loop waits for what an engine's thread makes."""
+"""The event loop waits for what other threads do."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+
+LARGE_BYTES = 256 << 10
+"""Reading or writing a message of more takes so long that other calls should not wait for it."""
 
 T = TypeVar("T")
 
@@ -22,3 +26,8 @@ async def result_of(future: "Future[T]") -> T:
         return future.result()
     finally:
         future.cancel()
+
+
+async def aside_if_large(size: int, act: Callable[[], T]) -> T:
+    """Do something that takes time with the size of what it reads or writes, in bytes."""
+    return await asyncio.to_thread(act) if size > LARGE_BYTES else act()

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -41,6 +42,8 @@ from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
 
+_CHANGES = 4
+
 
 class Inference:
     """The protocol's operations on a server's models.
@@ -52,7 +55,14 @@ class Inference:
     def __init__(self, models: Models, generation: Generation) -> None:
         self._models = models
         self._generation = generation
+        # Loading waits for a disk and unloading for answers: not in the event loop's few threads.
+        self._changing = ThreadPoolExecutor(_CHANGES, thread_name_prefix="models")
         self.regions = Regions()
+
+    def close(self) -> None:
+        """Forget the regions and end the threads."""
+        self.regions.close()
+        self._changing.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -132,7 +142,7 @@ class Inference:
                 "A model is loaded as it was built: load takes no configuration and no files."
             )
         try:
-            await asyncio.to_thread(self._models.load, name)
+            await self._change(self._models.load, name)
         except NotFoundError as error:  # INTERNAL is what this protocol's servers say here
             raise ExecutionError(f"'{name}' cannot be loaded: {error.message}") from error
 
@@ -144,7 +154,7 @@ class Inference:
         """
         _check_repository(repository)
         try:
-            await asyncio.to_thread(self._models.unload, name)
+            await self._change(self._models.unload, name)
         except NotFoundError:
             return
 
@@ -221,6 +231,9 @@ class Inference:
         async with aclosing(text.answers(request, version, self._generation, left)) as answers:
             async for answer in answers:
                 yield answer
+
+    async def _change(self, change: Callable[[str], None], name: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._changing, change, name)
 
     def _is_served(self, name: str, version: str) -> bool:
         try:

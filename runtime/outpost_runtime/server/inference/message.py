@@ -70,3 +70,8 @@ class InferResponse:
     id: str
     outputs: tuple[OutputTensor, ...]
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors, texts counted by their references."""
+        return sum(output.array.nbytes for output in self.outputs)

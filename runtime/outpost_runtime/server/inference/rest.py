@@ -20,6 +20,7 @@ from outpost_runtime.server.inference import json_form
 from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.json_form import parameters_of
 from outpost_runtime.server.inference.message import InferRequest, InferResponse
+from outpost_runtime.server.waiting import aside_if_large
 
 _TRUE, _FALSE = np.ones(1, np.bool_), np.zeros(1, np.bool_)
 
@@ -88,22 +89,14 @@ class InferenceRoutes:
 
     async def _infer(self, request: web.Request) -> web.Response:
         model, version = _named(request)
-        asked = json_form.decode(
-            await request.read(),
-            _json_length(request),
-            model=model,
-            version=version,
-            regions=self._inference.regions,
-        )
+        body, length, regions = await request.read(), _json_length(request), self._inference.regions
+
+        def decode() -> InferRequest:
+            return json_form.decode(body, length, model=model, version=version, regions=regions)
+
+        asked = await aside_if_large(len(body), decode)
         response = await self._inference.infer(asked, None)
-        body, length = json_form.encode(response, asked)
-        if length is None:
-            answer = web.Response(body=body, content_type="application/json")
-        else:
-            answer = web.Response(body=body, content_type="application/octet-stream")
-            answer.headers[JSON_LENGTH] = str(length)
-        answer.enable_compression()  # as far as the client accepts it
-        return answer
+        return await aside_if_large(response.size, lambda: _answer(response, asked))
 
     async def _generate(self, request: web.Request) -> web.Response:
         asked = await _text_request(request, streams=False)
@@ -148,6 +141,17 @@ class InferenceRoutes:
     async def _unregister(self, request: web.Request) -> web.Response:
         self._inference.regions.unregister(request.match_info.get("region", ""))
         return web.Response()
+
+
+def _answer(response: InferResponse, asked: InferRequest) -> web.Response:
+    body, length = json_form.encode(response, asked)
+    if length is None:
+        answer = web.Response(body=body, content_type="application/json")
+    else:
+        answer = web.Response(body=body, content_type="application/octet-stream")
+        answer.headers[JSON_LENGTH] = str(length)
+    answer.enable_compression()  # as far as the client accepts it
+    return answer
 
 
 def _named(request: web.Request) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from outpost_runtime.errors import UnsupportedError
 from outpost_runtime.server.inference import wire
 from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.stream import answered
+from outpost_runtime.server.waiting import aside_if_large
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -66,8 +67,10 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        asked = wire.decode(request, self._inference.regions)
-        return wire.encode(await self._inference.infer(asked, context.time_remaining()))
+        regions = self._inference.regions
+        asked = await aside_if_large(request.ByteSize(), lambda: wire.decode(request, regions))
+        response = await self._inference.infer(asked, context.time_remaining())
+        return await aside_if_large(response.size, lambda: wire.encode(response))
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context

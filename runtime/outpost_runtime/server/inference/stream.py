@@ -15,11 +15,14 @@ from dataclasses import replace
 
 from inference import grpc_service_pb2 as pb
 
+from outpost_runtime.errors import OutpostError
 from outpost_runtime.server.inference import wire
 from outpost_runtime.server.inference.core import Inference
-from outpost_runtime.server.inference.message import InferResponse
+from outpost_runtime.server.inference.message import InferRequest, InferResponse
 from outpost_runtime.server.inference.parameters import IS_FINAL
+from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.server.status import status_of
+from outpost_runtime.server.waiting import aside_if_large
 
 MOST_AT_ONCE = 64
 
@@ -57,10 +60,12 @@ async def _read(
     end: Exception | None = None
     async with asyncio.TaskGroup() as group:
         try:
-            async for request in requests:
+            async for message in requests:
                 await places.acquire()
                 told = asyncio.Event()
-                answering = _Answering(inference, request, answers, previous, told)
+                # One after the other: of a sequence, what came first is asked first.
+                asked = await _decoded(message, inference.regions)
+                answering = _Answering(inference, message.id, asked, answers, previous, told)
                 task = group.create_task(answering.run(seconds_left))
                 task.add_done_callback(lambda _: places.release())
                 previous = told
@@ -69,19 +74,28 @@ async def _read(
     await answers.put(end)
 
 
+async def _decoded(message: pb.ModelInferRequest, regions: Regions) -> InferRequest | Exception:
+    try:
+        return await aside_if_large(message.ByteSize(), lambda: wire.decode(message, regions))
+    except OutpostError as error:
+        return error
+
+
 class _Answering:
     """The answers to one request."""
 
     def __init__(
         self,
         inference: Inference,
-        request: pb.ModelInferRequest,
+        identity: str,
+        asked: InferRequest | Exception,
         answers: _Answers,
         previous: asyncio.Event,
         told: asyncio.Event,
     ) -> None:
         self._inference = inference
-        self._message = request
+        self._identity = identity
+        self._asked = asked
         self._answers = answers
         self._previous = previous
         self._told = told
@@ -89,19 +103,20 @@ class _Answering:
     async def run(self, seconds_left: float | None) -> None:
         """Put the answers into the queue."""
         try:
-            await self._answer(seconds_left)
+            if isinstance(self._asked, Exception):
+                raise self._asked  # noqa: TRY301 - it becomes an answer as all others do
+            await self._answer(self._asked, seconds_left)
         except Exception as error:  # noqa: BLE001 - every error becomes an answer here
             _, text = status_of(error)
             await self._previous.wait()
-            refused = pb.ModelInferResponse(id=self._message.id)
+            refused = pb.ModelInferResponse(id=self._identity)
             await self._answers.put(
                 pb.ModelStreamInferResponse(error_message=text, infer_response=refused)
             )
         finally:
             self._told.set()
 
-    async def _answer(self, seconds_left: float | None) -> None:
-        request = wire.decode(self._message, self._inference.regions)
+    async def _answer(self, request: InferRequest, seconds_left: float | None) -> None:
         if not self._inference.is_decoupled(request):
             response = await self._inference.infer(request, seconds_left)
             await self._previous.wait()

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.errors import BusyError
+from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.interface import TextInterface
 from outpost_runtime.opening import ModelSettings
 
@@ -30,7 +30,9 @@ class MemoryBudget:
     """
 
     def __init__(self, total: int | None = None) -> None:
-        self.total = total or int(available_bytes() * _SHARE)
+        self.total = int(available_bytes() * _SHARE) if total is None else total
+        if self.total < 1:
+            raise ConfigurationError("Models need some memory: allow them more with --memory.")
         self._promised: dict[str, int] = {}
 
     @property

@@ -3,7 +3,7 @@
 Opening and closing take seconds and happen on the caller's thread, one at a time; whoever
 looks a model up meanwhile waits for nothing. Rules:
 
-1. A bundle is verified before it is opened, and the memory for it is set apart before that.
+1. A bundle is verified and the memory for it set apart before anything is opened or closed for it.
 2. A model that is replaced or unloaded answers what it has begun, for some time.
 3. Where the memory does not suffice, idle models are unloaded first, if the policy says so,
    those that have been idle longest first; else the load is refused.
@@ -25,6 +25,7 @@ from outpost_runtime.errors import (
     NotFoundError,
     OutpostError,
     StoreError,
+    UnavailableError,
     UnsupportedError,
 )
 from outpost_runtime.interface import AdapterInterface
@@ -100,6 +101,7 @@ class Models:
         self._served: dict[str, _Served] = {}
         self._states: dict[str, tuple[State, str]] = {}
         self._changing = threading.RLock()
+        self._closed = False
 
     def __iter__(self) -> Iterator[Model]:
         return iter([served.model for served in list(self._served.values())])
@@ -122,8 +124,25 @@ class Models:
         served = self._served.get(name)
         if served is None:
             raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
-        served.used = time.monotonic()
         return served.model
+
+    def touch(self, name: str) -> None:
+        """Note that somebody uses a model: what has not been used longest makes room first."""
+        served = self._served.get(name)
+        if served is not None:
+            served.used = time.monotonic()
+
+    def find(self, name: str) -> tuple[Model, str]:
+        """Return what answers to a name, an adapter's base for an adapter, and its version.
+
+        Raises:
+            NotFoundError: Nothing of that name is served.
+        """
+        base = None if name in self._served else self._base_of(name)
+        if base is not None:
+            return base, base.adapters.get(name).bundle.manifest.version
+        model = self.get(name)
+        return model, model.bundle.manifest.version
 
     def get_as(self, name: str, kind: type[ModelT], service: str) -> ModelT:
         """Return a model of one kind.
@@ -133,6 +152,7 @@ class Models:
             UnsupportedError: It is of another kind.
         """
         model = self.get(name)
+        self.touch(name)
         if not isinstance(model, kind):
             task = model.bundle.manifest.task
             raise UnsupportedError(f"The model '{name}' does {task}; {service} cannot use it.")
@@ -156,6 +176,7 @@ class Models:
         if name not in self._served and not adapter:
             base = self._base_of(name)
             if base is not None:
+                self.touch(base.bundle.manifest.name)
                 return base, base.adapters.get(name)
         model = self.get_as(name, TextModel, "text generation")
         return model, model.adapters.get(adapter) if adapter else None
@@ -181,8 +202,11 @@ class Models:
             BundleError: The bundle is damaged, or an adapter of a base that is not served.
             UnsupportedError: The bundle is for another runtime.
             BusyError: There is no memory, or no place for another adapter.
+            UnavailableError: The server is stopping.
         """
         with self._changing:
+            if self._closed:
+                raise UnavailableError("The server is stopping.")
             if name not in self._store.names():
                 raise NotFoundError(
                     f"The store has no model '{name}'.", hint="Bring it with 'outpost add'."
@@ -190,7 +214,7 @@ class Models:
             self._states[name] = State.LOADING, ""
             try:
                 self._load(name)
-            except OutpostError as error:
+            except Exception as error:
                 served = name in self._served or self._base_of(name)
                 self._states[name] = State.READY if served else State.UNAVAILABLE, str(error)
                 raise
@@ -204,8 +228,10 @@ class Models:
         """
         base = self._base_of(name)
         if base is not None:  # its answers may take minutes, which nobody else has to wait for
+            self._states[name] = State.UNLOADING, ""
             base.adapters.unload(name)
-            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
+                self._states[name] = State.UNAVAILABLE, _UNLOADED
             return
         with self._changing:
             if name not in self._served:
@@ -244,8 +270,9 @@ class Models:
         self.unload(name)
 
     def close(self) -> None:
-        """Close every model."""
+        """Close every model; nothing is loaded any more."""
         with self._changing:
+            self._closed = True
             for name in list(self._served):
                 self._close(name, drain_seconds=0)
 
@@ -259,22 +286,33 @@ class Models:
         if before is not None and before.model.bundle.digest == bundle.digest:
             return
         settings = self._settings(name)
+        verify(bundle)
         needed = expected_bytes(bundle, settings)
         self._make_room(name, needed)
         try:
-            verify(bundle)
             model = open_model(bundle, settings, self._precedence)
         except BaseException:
             self._budget.release(name, needed)
+            if before is not None and name not in self._served:
+                self._open(name, before.model.bundle, before.bytes)  # it had made room
             raise
-        before = self._served.get(name)
+        still = self._served.get(name)
         self._served[name] = _Served(model=model, bytes=needed)
-        if before is not None:
+        if before is not None and still is before:
+            self._mark_adapters(before.model)
             before.model.close(drain_seconds=DRAIN_SECONDS)
             self._budget.release(name, before.bytes)
             give_back_soon()
 
+    def _open(self, name: str, bundle: Bundle, needed: int) -> None:
+        self._budget.promise(name, needed)
+        model = open_model(bundle, self._settings(name), self._precedence)
+        self._served[name] = _Served(model=model, bytes=needed)
+
     def _make_room(self, name: str, needed: int) -> None:
+        idle = [s.bytes for n, s in self._served.items() if n == name or self._may_go(s)]
+        if needed > self._budget.free + sum(idle):  # nothing is closed for what cannot come
+            self._budget.promise(name, needed)
         while True:
             try:
                 self._budget.promise(name, needed)
@@ -290,8 +328,8 @@ class Models:
             _LOG.warning("no memory for two of %s: the old one goes before the new one comes", name)
             self._close(name)
             return True
-        idle = [(s.used, n) for n, s in self._served.items() if not s.model.engine.busy]
-        if not self._evict or not idle:
+        idle = [(s.used, n) for n, s in self._served.items() if self._may_go(s)]
+        if not idle:
             return False
         _, oldest = min(idle)
         _LOG.info("unloading %s, which is idle, to make room for %s", oldest, name)
@@ -299,12 +337,22 @@ class Models:
         self._states[oldest] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
         return True
 
+    def _may_go(self, served: _Served) -> bool:
+        return self._evict and not served.model.engine.busy
+
     def _close(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:
         served = self._served.pop(name)
+        self._mark_adapters(served.model)
         served.model.close(drain_seconds=drain_seconds)
         self._budget.release(name)
         del served
         give_back_soon()
+
+    def _mark_adapters(self, base: Model) -> None:
+        if isinstance(base, TextModel):
+            for name in base.adapters.names():
+                reason = f"{_UNLOADED} with '{base.bundle.manifest.name}'"
+                self._states[name] = State.UNAVAILABLE, reason
 
     def _load_adapter(self, bundle: Bundle, interface: AdapterInterface) -> None:
         for model in self.texts():

@@ -10,6 +10,7 @@ from outpost_runtime.errors import (
     ConfigurationError,
     ExecutionError,
     InvalidInputError,
+    UnavailableError,
     UnsupportedError,
 )
 from outpost_runtime.interface import (
@@ -52,6 +53,11 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError("A run needs at least one thread.")
+        if self.apart and self.tensor.concurrency > 1:
+            raise ConfigurationError(
+                "A model in a process of its own runs once at a time.",
+                hint="Set 'apart' or 'concurrency', not both.",
+            )
 
 
 def open_model(
@@ -97,11 +103,15 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
             )
         return TextModel(bundle, interface, open_session, settings.text, precedence)
     session = open_session(interface.model)
-    _check_signature(bundle, interface, session)
-    _warm_up(bundle, session)
-    if isinstance(interface, EmbeddingInterface):
-        return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
-    return TensorModel(bundle, interface, session, settings.tensor, precedence)
+    try:
+        _check_signature(bundle, interface, session)
+        _warm_up(bundle, session)
+        if isinstance(interface, EmbeddingInterface):
+            return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
+        return TensorModel(bundle, interface, session, settings.tensor, precedence)
+    except BaseException:
+        session.close()  # or its process would go on, and be started again
+        raise
 
 
 def _warm_up(bundle: Bundle, session: Session) -> None:
@@ -116,8 +126,7 @@ def _warm_up(bundle: Bundle, session: Session) -> None:
     feeds = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
     try:
         session.run({name: array for name, array in feeds.items() if array is not None})
-    except (InvalidInputError, ExecutionError) as error:
-        session.close()
+    except (InvalidInputError, ExecutionError, UnavailableError) as error:
         raise BundleError(
             f"'{bundle.manifest.name}' cannot run its own golden inputs: {error.message}"
         ) from error

@@ -5,29 +5,35 @@ Source: the Open Inference Protocol, "Tensor Data" and its binary extension. Pur
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.tensors import NUMPY_TYPES, Array
 
-_LARGEST_SIZE = 2**31
+MOST_DIMENSIONS = 32
+MOST_ELEMENTS = 2**31
 _LENGTH = struct.Struct("<I")
 
 
-def check_shape(name: str, datatype: str, shape: tuple[int, ...]) -> None:
-    """Refuse what no tensor can be.
+def count_elements(name: str, datatype: str, shape: Sequence[int]) -> int:
+    """Return how many elements a tensor has, before anything is made of it.
 
     Raises:
-        InvalidInputError: The datatype is not known or a size is impossible.
+        InvalidInputError: The datatype is not known, or no tensor can have this shape.
     """
     if datatype not in NUMPY_TYPES:
         raise InvalidInputError(
             f"Input '{name}' has datatype '{datatype}'; known are {', '.join(NUMPY_TYPES)}."
         )
-    if any(not 0 <= size <= _LARGEST_SIZE for size in shape):
+    if len(shape) > MOST_DIMENSIONS:
+        raise InvalidInputError(f"Input '{name}' has {len(shape)} dimensions.")
+    # Zeros are counted apart: what they empty must be no larger than anything else.
+    count = math.prod(max(size, 1) for size in shape)
+    if min(shape, default=0) < 0 or count > MOST_ELEMENTS:
         raise InvalidInputError(f"Input '{name}' has an impossible shape: {list(shape)}.")
+    return 0 if 0 in shape else count
 
 
 def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
@@ -36,11 +42,11 @@ def from_raw(name: str, datatype: str, shape: tuple[int, ...], data: bytes | mem
     Raises:
         InvalidInputError: There are more or fewer bytes than the shape takes.
     """
-    check_shape(name, datatype, shape)
+    count = count_elements(name, datatype, shape)
     if datatype == "BYTES":
-        return _from_elements(name, shape, data)
+        return _from_elements(name, shape, count, data)
     dtype = NUMPY_TYPES[datatype]
-    expected = math.prod(shape) * dtype.itemsize
+    expected = count * dtype.itemsize
     if len(data) != expected:
         raise InvalidInputError(
             f"Input '{name}' has {len(data)} bytes; {datatype} {list(shape)} takes {expected}."
@@ -66,8 +72,9 @@ def of_elements(shape: tuple[int, ...], elements: list[bytes]) -> Array:
     return array.reshape(shape)
 
 
-def _from_elements(name: str, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
-    count = math.prod(shape)
+def _from_elements(
+    name: str, shape: tuple[int, ...], count: int, data: bytes | memoryview
+) -> Array:
     # An element takes four bytes at least: the shape is bounded before anything is made of it.
     elements = list(_elements(name, memoryview(data))) if count * _LENGTH.size <= len(data) else []
     if len(elements) != count:

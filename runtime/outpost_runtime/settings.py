@@ -4,11 +4,13 @@
 
     [models.my-classifier]
     threads = 1                      # of one run
-    apart = true                     # in a process of its own
     concurrency = 2                  # runs at the same time
     queue = 64                       # requests that may wait
     max_queue_delay_ms = 2.0         # a request waits so long for others to share its run
     preferred_batch_sizes = [8, 16]
+
+    [models.somebody-elses]
+    apart = true                     # in a process of its own
 
     [models.my-assistant]
     streams = 4                      # answers at once
@@ -19,7 +21,7 @@ Unknown keys are errors.
 """
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +32,13 @@ from outpost_runtime.opening import ModelSettings
 MAX_BYTES = 1 << 20
 
 
-def read_settings(path: Path, default: ModelSettings) -> Callable[[str], ModelSettings]:
+def read_settings(
+    path: Path, default: ModelSettings, names: Collection[str]
+) -> Callable[[str], ModelSettings]:
     """Return how a model is opened, by its name.
 
     Args:
+        names: Models that there are: a table for another one is a mistake.
         default: What holds where the file says nothing.
 
     Raises:
@@ -49,6 +54,12 @@ def read_settings(path: Path, default: ModelSettings) -> Callable[[str], ModelSe
         models = tables.named_tables() if tables else {}
         found = {name: _settings(table, default) for name, table in models.items()}
         reader.end()
+        if strangers := sorted(found.keys() - set(names)):
+            raise ConfigurationError(
+                f"{path} has settings for models that the store does not have: "
+                f"{', '.join(strangers)}.",
+                hint=f"It has {', '.join(sorted(names)) or 'none'}.",
+            )
     except (OSError, ValueError) as error:  # of TOML and of UTF-8
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
     except InvalidInputError as error:
@@ -58,9 +69,10 @@ def read_settings(path: Path, default: ModelSettings) -> Callable[[str], ModelSe
 
 def _settings(reader: Reader, default: ModelSettings) -> ModelSettings:
     tensor, text = default.tensor, default.text
+    threads = reader.optional("threads", reader.integer)
     preferred = reader.optional("preferred_batch_sizes", lambda key: reader.list_of(key, int))
     settings = ModelSettings(
-        threads=reader.optional("threads", reader.integer) or default.threads,
+        threads=default.threads if threads is None else threads,
         apart=reader.boolean("apart", default=default.apart),
         tensor=replace(
             tensor,

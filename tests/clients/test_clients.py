@@ -90,6 +90,16 @@ def test_kserves_grpc_client(run):
     }
 
 
+def test_kserves_rest_client(run):
+    assert run("kserve_rest.py") == {
+        "live": True,
+        "ready": True,
+        "model": True,
+        "id": "7",
+        "shape": [3, 3],
+    }
+
+
 def test_the_stubs_of_open_inference_grpc(run):
     assert run("open_inference_stubs.py") == {
         "id": "7",

@@ -10,7 +10,7 @@ from outpost_runtime.budget import MemoryBudget, expected_bytes
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BundleError, BusyError, NotFoundError, UnavailableError
 from outpost_runtime.models import Models, State
-from outpost_runtime.opening import ModelSettings
+from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
 
@@ -163,7 +163,7 @@ def test_the_longest_idle_model_makes_room_where_that_is_wanted(store):
     models = Models(store, lambda _: _SETTINGS, budget=budget, evict=True)
     models.load("tiny-classifier")
     models.load("tiny-embedder")
-    models.get("tiny-classifier")  # used last
+    models.touch("tiny-classifier")
     models.load("tiny-decoder")
     states = _states(models)
     assert states["tiny-embedder"] == (
@@ -195,6 +195,67 @@ def test_a_busy_model_does_not_make_room(store):
     while model.engine.busy and time.monotonic() < until:
         time.sleep(0.01)
     models.load("tiny-embedder")
+    models.close()
+
+
+def test_nobody_makes_room_for_what_cannot_come(store):
+    models = Models(store, lambda _: _SETTINGS, budget=_budget_for(CLASSIFIER), evict=True)
+    models.load("tiny-classifier")
+    with pytest.raises(BusyError):
+        models.load("tiny-decoder")
+    assert models.get("tiny-classifier")
+    models.close()
+
+
+def test_a_new_version_that_cannot_be_opened_leaves_the_old_one_serving(
+    store, tmp_path, monkeypatch
+):
+    budget = _budget_for(CLASSIFIER)  # so that the old one has to go first
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    store.add(_version_two(tmp_path))
+    opened = []
+
+    def opening(bundle, *more):
+        opened.append(bundle.manifest.version)
+        if bundle.manifest.version == "2":
+            raise BundleError("no")
+        return open_model(bundle, *more)
+
+    monkeypatch.setattr("outpost_runtime.models.open_model", opening)
+    with pytest.raises(BundleError):
+        models.load("tiny-classifier")
+    assert opened == ["2", "1"]
+    assert models.get("tiny-classifier").bundle.manifest.version == "1"
+    assert budget.free == 0
+    assert not models.complete
+    models.close()
+
+
+def test_a_base_takes_its_adapters_along(models):
+    models.load_all()
+    models.unload("tiny-decoder")
+    assert _states(models)["tiny-adapter-one"] == (
+        State.UNAVAILABLE,
+        "unloaded with 'tiny-decoder'",
+    )
+
+
+def test_what_has_been_closed_loads_nothing(store):
+    models = Models(store, lambda _: _SETTINGS)
+    models.close()
+    with pytest.raises(UnavailableError):
+        models.load("tiny-classifier")
+
+
+def test_who_only_looks_does_not_keep_a_model(store):
+    budget = _budget_for(CLASSIFIER, EMBEDDER)
+    models = Models(store, lambda _: _SETTINGS, budget=budget, evict=True)
+    models.load("tiny-embedder")
+    models.load("tiny-classifier")
+    models.get("tiny-embedder")  # as a probe does
+    models.load("tiny-decoder")
+    assert _states(models)["tiny-classifier"][0] is State.READY
     models.close()
 
 

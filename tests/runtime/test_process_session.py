@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -88,6 +89,40 @@ def test_no_process_is_left_behind():
     assert not os.path.exists(f"/proc/{number}")  # noqa: PTH110 - not a file of ours
     with pytest.raises(UnavailableError):
         session.run(_feeds())
+
+
+def test_closing_ends_a_run_that_hangs(session):
+    os.kill(session.process_id, signal.SIGSTOP)
+    ended = []
+
+    def ask():
+        with pytest.raises(UnavailableError):
+            session.run(_feeds())
+        ended.append(True)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.2)
+    assert not ended
+    session.close()
+    asking.join(10)
+    assert ended
+
+
+def test_a_service_managers_signal_to_everybody_does_not_end_the_worker(session):
+    before = session.process_id
+    os.kill(before, signal.SIGTERM)
+    time.sleep(0.1)
+    assert session.run(_feeds())
+    assert session.process_id == before
+
+
+def test_what_lies_where_the_server_was_started_is_no_library(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    session = ProcessSession(_GRAPH, threads=1)
+    assert session.run(_feeds())
+    session.close()
 
 
 def test_a_model_that_cannot_be_opened_says_why_at_once(tmp_path):

@@ -8,7 +8,8 @@ from outpost_runtime.tensor.engine import TensorLimits
 def _read(folder, text):
     path = folder / "outpost.toml"
     path.write_text(text)
-    return read_settings(path, ModelSettings(threads=3, tensor=TensorLimits(queue=9)))
+    default = ModelSettings(threads=3, tensor=TensorLimits(queue=9))
+    return read_settings(path, default, ["one", "two", "other"])
 
 
 def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path):
@@ -42,6 +43,9 @@ def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path):
         ("[models.one]\nthreads = -1", "at least one thread"),
         ("[models.one]\npreferred_batch_sizes = [0]", "batches of one row"),
         ("[models.one", "cannot be read"),
+        ("[models.ohne]\n", "does not have: ohne"),
+        ("[models.one]\nthreads = 0", "at least one thread"),
+        ("[models.one]\napart = true\nconcurrency = 2", "once at a time"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place(tmp_path, text, complaint):

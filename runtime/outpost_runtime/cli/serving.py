@@ -142,6 +142,8 @@ def _models(store: Store, parsed: argparse.Namespace) -> "Models":
     default = ModelSettings(
         threads=parsed.threads, text=text, tensor=TensorLimits(queue=parsed.queue)
     )
-    settings = read_settings(parsed.config, default) if parsed.config else lambda _: default
+    settings = (
+        read_settings(parsed.config, default, store.names()) if parsed.config else lambda _: default
+    )
     total = None if parsed.memory is None else parsed.memory << 20
     return Models(store, settings, budget=MemoryBudget(total), evict=parsed.evict_idle)

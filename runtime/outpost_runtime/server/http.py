@@ -5,7 +5,7 @@ Rules:
 1. A page in a browser on this machine is no client: a request with another Origin than
    this server's, or (while only this machine can reach it) with a Host that is no name
    of this machine, is refused. So no web site can use the models of who visits it.
-2. Bodies are bounded, packed ones by their unpacked size.
+2. Bodies are bounded, packed ones by their unpacked size; so are requests at once.
 3. An error is ``{"error": "…"}``, with the status that belongs to it.
 """
 
@@ -20,6 +20,9 @@ from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.server.address import Address
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import status_of
+
+MOST_REQUESTS = 256
+"""Requests that may be under way at once; others are refused."""
 
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -43,6 +46,7 @@ class HttpServer:
 
     def __init__(self, metrics: Metrics, *, max_body_bytes: int) -> None:
         self._metrics = metrics
+        self._requests = 0
         self._address: Address | None = None
         self.app = web.Application(
             client_max_size=max_body_bytes, middlewares=[self._answer_errors]
@@ -85,8 +89,11 @@ class HttpServer:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        self._requests += 1
         try:
             self._check_origin(request)
+            if self._requests > MOST_REQUESTS:  # before a body of any of them is read
+                return _refusal(429, "Too many requests are under way.")
             return await handler(request)
         except asyncio.CancelledError:
             raise
@@ -100,6 +107,8 @@ class HttpServer:
             if isinstance(error, BusyError) and error.retry_after is not None:
                 response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
             return response
+        finally:
+            self._requests -= 1
 
     def _check_origin(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")

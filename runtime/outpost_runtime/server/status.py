@@ -43,6 +43,8 @@ STATUS_CODES: dict[type[OutpostError], grpc.StatusCode] = {
     ExecutionError: grpc.StatusCode.INTERNAL,
 }
 
+_LONGEST_TEXT = 1024  # more does not fit into the headers that carry it
+
 _REFLECTION = "/grpc.reflection."
 _LOG = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """Return the status code and the sentence for a client; log what is our own fault."""
     if isinstance(error, OutpostError):
-        return STATUS_CODES[type(error)], str(error)
+        return STATUS_CODES[type(error)], str(error)[:_LONGEST_TEXT]
     incident = secrets.token_hex(4)
     _LOG.error("incident %s", incident, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"The server made a mistake; its log has incident {incident}."

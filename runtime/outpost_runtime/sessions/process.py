@@ -5,8 +5,8 @@ and closing it really gives its memory back. Rules:
 
 1. When the process ends, the run that it was doing fails as UNAVAILABLE, and so do others
    until it is back.
-2. It is started again at once, and after each further death twice as late, up to
-   :data:`LONGEST_PAUSE`; one that has lived for :data:`HEALTHY_SECONDS` starts afresh.
+2. It is started again after :data:`FIRST_PAUSE`, and after each further death twice as late, up
+   to :data:`LONGEST_PAUSE`; one that has lived for :data:`HEALTHY_SECONDS` starts afresh.
 3. It has nothing but its socket and the shared tensors: no listener, no client.
 """
 
@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,6 +128,9 @@ class ProcessSession:
     def close(self) -> None:
         """See :class:`Session`."""
         self._closing.set()
+        running = self._worker
+        if running is not None:
+            running.process.kill()  # which ends a run that may hang, and so gives up the lock
         with self._lock:
             worker = self._worker
             self._worker = None
@@ -135,23 +139,36 @@ class ProcessSession:
         self._supervisor.join()
 
     def _start(self) -> tuple[_Worker, dict[str, Any]]:
-        ours, theirs = socket.socketpair()
-        inputs, outputs = SharedFile(), SharedFile()
-        numbers = [theirs.fileno(), inputs.descriptor, outputs.descriptor]
-        command = [sys.executable, "-m", worker_module.__name__, *map(str, numbers)]
-        command += [str(self._threads or 0), str(self._path)]
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        theirs.close()
+        with ExitStack() as made:  # closed if anything of it fails
+            ours, theirs = socket.socketpair()
+            made.callback(ours.close)
+            made.callback(theirs.close)
+            inputs, outputs = SharedFile(), SharedFile()
+            made.callback(inputs.close)
+            made.callback(outputs.close)
+            process = self._spawn(theirs.fileno(), inputs.descriptor, outputs.descriptor)
+            theirs.close()
+            made.pop_all()
         worker = _Worker(process=process, channel=ours, inputs=inputs, outputs=outputs)
-        ready = receive(ours)
+        try:
+            ready = receive(ours)
+        except ValueError as error:
+            worker.end()
+            raise ExecutionError("The model's process does not speak as it should.") from error
         if ready is None or "error" in ready:
             worker.end()
             if ready is None:
                 raise BundleError(f"The process for {self._path.name} ended while it opened it.")
             _raise(ready)
         return worker, ready
+
+    def _spawn(self, *numbers: int) -> "subprocess.Popen[bytes]":
+        # -P: what lies in the folder that the server was started in is no library.
+        command = [sys.executable, "-P", "-m", worker_module.__name__, *map(str, numbers)]
+        command += [str(self._threads or 0), str(self._path)]
+        return subprocess.Popen(  # noqa: S603 - our own module
+            command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
 
     def _supervise(self) -> None:
         pause = FIRST_PAUSE

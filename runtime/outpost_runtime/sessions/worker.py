@@ -19,7 +19,8 @@ from outpost_runtime.tensors import TensorSpec
 
 def main() -> int:
     """Serve; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which tells us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are for the parent, which tells us
     socket_number, inputs_number, outputs_number, threads = map(int, sys.argv[1:5])
     channel = socket.socket(fileno=socket_number)
     inputs, outputs = SharedFile(inputs_number), SharedFile(outputs_number)

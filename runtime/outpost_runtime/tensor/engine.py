@@ -32,8 +32,8 @@ from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 _SHORTEST_RETRY_SECONDS = 0.1
 _WEIGHT = 0.2
 
-_QUICK_SECONDS, _QUICK_BYTES = 0.0005, 16 << 10
-"""What is so quick and small is run where it is submitted: see ``may_run_here``."""
+_LAST_RUN_SECONDS = 10.0
+"""What runs when an engine is closed has so long to end by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,13 +136,10 @@ class TensorEngine:
         priority: Priority = Priority.INTERACTIVE,
         deadline: float | None = None,
         sequence: SequenceStep | None = None,
-        may_run_here: bool = False,
     ) -> "Future[Outputs]":
         """Queue a request; cancelling the future before its run leaves it out.
 
         Args:
-            may_run_here: Run it on the calling thread if nothing waits and the model is so quick
-                that handing it to another thread would take longer; the future is done then.
             deadline: Of ``time.monotonic``, after which nobody waits for the answer.
             sequence: For models with a state, which need one; others do not look at it.
 
@@ -159,8 +156,6 @@ class TensorEngine:
         with self._changed:
             if self._closing:
                 raise _closed()
-            if may_run_here and self._is_quick(job):
-                return self._run_here(job)
             try:
                 self._batcher.submit(job)
             except BusyError as error:
@@ -186,20 +181,12 @@ class TensorEngine:
             self._changed.notify_all()
         for job in left:
             _fail(job, _closed())
+        last = time.monotonic() + _LAST_RUN_SECONDS
         for thread in self._threads:
-            thread.join()
-        self._session.close()
-
-    def _is_quick(self, job: Job) -> bool:
-        is_idle = not self._running and not len(self._batcher) and not self.limits.delay
-        size = sum(array.nbytes for array in job.feeds.values())
-        is_small = self._run_seconds < _QUICK_SECONDS and size <= _QUICK_BYTES
-        return is_idle and is_small and job.priority is Priority.INTERACTIVE and not job.sequence
-
-    def _run_here(self, job: Job) -> "Future[Outputs]":
-        job.future.set_running_or_notify_cancel()
-        self._execute([job])
-        return job.future
+            thread.join(max(0.0, last - time.monotonic()))
+        self._session.close()  # which ends a run that hangs in another process
+        for thread in self._threads:
+            thread.join(_LAST_RUN_SECONDS)
 
     def _job(
         self,

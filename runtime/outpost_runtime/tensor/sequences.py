@@ -9,6 +9,7 @@ Rules:
 4. A request that failed leaves the state as it was before.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,9 @@ from outpost_runtime.tensors import Array, TensorSpec
 
 IDLE_SECONDS = 60.0
 MOST_SEQUENCES = 1024
+MOST_BYTES = 64 << 20
+MOST_ROWS = 32
+"""That a free dimension of a state can have."""
 
 
 class Sequences:
@@ -57,9 +61,14 @@ class Sequences:
             BusyError: There is no room for another one.
         """
         if step.start:
+            shapes = {state.input: self._shape(state, feeds) for state in self._states}
+            needed = sum(
+                math.prod(shape) * self._specs[name].dtype.itemsize
+                for name, shape in shapes.items()
+            )
             if step.id not in self._kept:
-                self._make_room(now)
-            return {state.input: self._zeros(state, feeds) for state in self._states}
+                self._make_room(now, needed)
+            return {name: np.zeros(s, self._specs[name].dtype) for name, s in shapes.items()}
         if step.id not in self._kept:
             raise InvalidInputError(
                 f"The sequence {step.id!r} is not known here.",
@@ -76,19 +85,23 @@ class Sequences:
         names = {state.output for state in self._states}
         return {name: array for name, array in outputs.items() if name not in names}
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, now: float, needed: int) -> None:
         while self._kept and now - next(iter(self._kept.values()))[0] > self._idle_seconds:
             self._kept.popitem(last=False)
-        if len(self._kept) >= self._most:
+        kept = sum(a.nbytes for _, states in self._kept.values() for a in states.values())
+        if len(self._kept) >= self._most or kept + needed > MOST_BYTES:
             raise BusyError(
                 f"{len(self._kept)} sequences are open already.",
                 hint="End some with sequence_end, or try again later.",
                 retry_after=self._idle_seconds,
             )
 
-    def _zeros(self, state: StateSpec, feeds: Mapping[str, Array]) -> Array:
-        spec = self._specs[state.input]
+    def _shape(self, state: StateSpec, feeds: Mapping[str, Array]) -> list[int]:
         sizes = [feeds[n].shape[0] for n in self._specs if n in feeds and feeds[n].ndim]
         rows = sizes[0] if sizes else 1
+        if rows > MOST_ROWS:
+            raise InvalidInputError(
+                f"A sequence has at most {MOST_ROWS} rows; this one has {rows}."
+            )
         # A free dimension of a state is the batch's, wherever it stands.
-        return np.zeros([rows if size is None else size for size in spec.shape], spec.dtype)
+        return [rows if size is None else size for size in self._specs[state.input].shape]

@@ -43,6 +43,11 @@ def test_data_may_be_flat_or_nested(data):
     assert _decode(_input(data, shape=(2, 2))).feeds["x"].tolist() == [[1, 2.5], [3, 4]]
 
 
+def test_what_clients_put_at_the_top_of_their_own_is_left_alone():
+    read = _decode(_input([1, 2]) | {"model_name": "m", "id": None})
+    assert (read.id, read.feeds["x"].tolist()) == ("", [1, 2])
+
+
 def test_texts_numbers_and_truth_are_read_as_what_they_are():
     read = _decode(_input(["a", "é"], datatype="BYTES")).feeds["x"]
     assert read.tolist() == [b"a", "é".encode()]
@@ -92,7 +97,8 @@ def test_texts_that_are_no_unicode_must_be_asked_for_as_binary():
     ("document", "complaint"),
     [
         ({}, "inputs is missing"),
-        ({"inputs": [], "model": 1}, "unknown keys: model"),
+        ({"inputs": [{"name": "x", "color": 1}]}, "datatype is missing"),
+        (_input([1, 2], shape=[1] * 40), "40 dimensions"),
         ({"inputs": [{"name": "x", "datatype": "FP32"}]}, r"inputs\[0\].shape is missing"),
         (_input(), r"inputs\[0\].data is missing"),
         (_input([1]), r"1 elements; \[2\] takes 2"),

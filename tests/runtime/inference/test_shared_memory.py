@@ -59,6 +59,9 @@ def test_regions_are_listed_and_forgotten(regions, key):
         ({"offset": 60, "byte_size": 5}, InvalidInputError),
         ({"byte_size": 0}, InvalidInputError),
         ({"name": ""}, InvalidInputError),
+        ({"name": "r" * 257}, InvalidInputError),
+        ({"offset": -5}, InvalidInputError),
+        ({"byte_size": -5}, InvalidInputError),
     ],
 )
 def test_what_is_no_region_is_refused(regions, key, change, error):

@@ -98,6 +98,30 @@ def test_what_is_wrong_with_one_request_does_not_end_the_stream(stub):
     assert not answers["first"].error_message + answers["last"].error_message
 
 
+def test_an_output_that_is_named_twice_comes_once(stub):
+    request = _tensors()
+    for _ in range(1000):
+        request.outputs.add(name="logits")
+    assert len(stub.ModelInfer(request).outputs) == 1
+
+
+def test_made_up_inputs_in_shared_memory_are_refused_before_they_are_read(stub):
+    request = pb.ModelInferRequest(model_name="tiny-classifier")
+    for number in range(20):
+        tensor = request.inputs.add(name=f"x{number}", datatype="UINT8", shape=[1 << 24])
+        tensor.parameters["shared_memory_region"].string_param = "r"
+        tensor.parameters["shared_memory_byte_size"].int64_param = 1 << 24
+    with pytest.raises(grpc.RpcError, match="larger than") as caught:
+        stub.ModelInfer(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_long_name_does_not_hide_the_status(stub):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.ModelInfer(pb.ModelInferRequest(model_name="x" * 100_000))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_what_is_no_message_ends_the_stream_after_what_came_before(server):
     method = "/inference.GRPCInferenceService/ModelStreamInfer"
     with grpc.insecure_channel(server.address) as channel:

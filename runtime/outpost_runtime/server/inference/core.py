@@ -37,7 +37,7 @@ from outpost_runtime.server.inference.parameters import (
     sequence_of,
 )
 from outpost_runtime.server.inference.shared_memory import Regions
-from outpost_runtime.server.waiting import result_of
+from outpost_runtime.server.waiting import aside_if_large, result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
@@ -88,7 +88,7 @@ class Inference:
         return True
 
     def model(self, name: str, version: str) -> Model:
-        """Return a model.
+        """Return a model; of an adapter, its base.
 
         Raises:
             InvalidInputError: The version is none.
@@ -98,33 +98,33 @@ class Inference:
             raise InvalidInputError(
                 f"'{version}' is no version of '{name}': a version is a number."
             )
-        model = self._models.get(name)
-        served = model.bundle.manifest.version
+        model, served = self._models.find(name)
         if version not in ("", served):
             raise NotFoundError(f"The model '{name}' has no version '{version}'; {served} is here.")
         return model
 
     def metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
         """Return a model's tensors; raises as :meth:`model`."""
-        return description.metadata(self.model(name, version))
+        return description.metadata(self.model(name, version), *self._called(name))
 
     def configuration(self, name: str, version: str) -> model_config_pb2.ModelConfig:
         """Return how a model is run; raises as :meth:`model`."""
-        return description.configuration(self.model(name, version))
+        return description.configuration(self.model(name, version), name)
 
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Return what a model has done, or all for the empty name; raises as :meth:`model`."""
         models = [self.model(name, version)] if name else list(self._models)
         return pb.ModelStatisticsResponse(model_stats=map(description.counted, models))
 
-    def index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
+    async def index(self, repository: str, *, ready_only: bool) -> pb.RepositoryIndexResponse:
         """Return the store's names and what became of them.
 
         Raises:
             UnsupportedError: A repository is named; there is one only.
         """
         _check_repository(repository)
-        return description.listed(self._models.index(), ready_only=ready_only)
+        entries = await asyncio.to_thread(self._models.index)  # reads manifests
+        return description.listed(entries, ready_only=ready_only)
 
     async def load(self, repository: str, name: str, *, parameters: bool) -> None:
         """Serve what is active in the store under a name.
@@ -186,6 +186,7 @@ class Inference:
             OutpostError: The request is refused, or the model fails.
         """
         model = self.model(request.model, request.version)
+        self._models.touch(request.model)
         if isinstance(model, TextModel):
             raise UnsupportedError(
                 f"The model '{request.model}' is decoupled: it answers with a stream of "
@@ -198,14 +199,17 @@ class Inference:
             priority=priority_of(request.parameters),
             deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
             sequence=sequence_of(request.parameters),
-            may_run_here=True,
         )
         outputs = await result_of(future)
+        size = sum(array.nbytes for array in outputs.values())
+        tensors = await aside_if_large(
+            size, lambda: tuple(self._output(model, outputs, each) for each in wanted)
+        )
         return InferResponse(
             model=request.model,
             version=model.bundle.manifest.version,
             id=request.id,
-            outputs=tuple(self._output(model, outputs, each) for each in wanted),
+            outputs=tensors,
         )
 
     def is_decoupled(self, request: InferRequest) -> bool:
@@ -232,12 +236,15 @@ class Inference:
             async for answer in answers:
                 yield answer
 
+    def _called(self, name: str) -> tuple[str, str]:
+        return name, self._models.find(name)[1]
+
     async def _change(self, change: Callable[[str], None], name: str) -> None:
         await asyncio.get_running_loop().run_in_executor(self._changing, change, name)
 
     def _is_served(self, name: str, version: str) -> bool:
         try:
-            return self._models.get(name).bundle.manifest.version == version
+            return self._models.find(name)[1] == version
         except NotFoundError:
             return False
 
@@ -252,7 +259,8 @@ class Inference:
                 )
             if output.placement is not None:
                 self.regions.check(output.placement)
-        return request.outputs or tuple(RequestedOutput(name=name) for name in known)
+        named = {output.name: output for output in reversed(request.outputs)}  # the first counts
+        return tuple(named.values()) or tuple(RequestedOutput(name=name) for name in known)
 
     def _output(
         self, model: EmbeddingModel | TensorModel, outputs: Outputs, wanted: RequestedOutput

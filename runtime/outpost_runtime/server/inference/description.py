@@ -52,24 +52,24 @@ _DATA_TYPES = {
 }
 
 
-def metadata(model: Model) -> pb.ModelMetadataResponse:
+def metadata(model: Model, name: str, version: str) -> pb.ModelMetadataResponse:
     """Return names and shapes of a model's tensors; -1 is any size."""
     inputs, outputs = _tensors(model)
     return pb.ModelMetadataResponse(
-        name=model.bundle.manifest.name,
-        versions=[model.bundle.manifest.version],
+        name=name,
+        versions=[version],
         platform=PLATFORM,
         inputs=[_metadata(spec) for spec in inputs],
         outputs=[_metadata(spec) for spec in outputs],
     )
 
 
-def configuration(model: Model) -> config.ModelConfig:
+def configuration(model: Model, name: str) -> config.ModelConfig:
     """Return how a model is run."""
     inputs, outputs = _tensors(model)
     if isinstance(model, TextModel):
         return config.ModelConfig(
-            name=model.bundle.manifest.name,
+            name=name,
             platform=PLATFORM,
             backend="onnxruntime",
             input=[_input(spec, 0, optional=spec.name != "text_input") for spec in inputs],
@@ -78,7 +78,7 @@ def configuration(model: Model) -> config.ModelConfig:
         )
     shape, limits = model.engine.shape, model.engine.limits
     described = config.ModelConfig(
-        name=model.bundle.manifest.name,
+        name=name,
         platform=PLATFORM,
         backend="onnxruntime",
         max_batch_size=shape.max_batch,
@@ -86,7 +86,7 @@ def configuration(model: Model) -> config.ModelConfig:
         output=[_output(spec, shape.max_batch) for spec in outputs],
         instance_group=[
             config.ModelInstanceGroup(
-                name=model.bundle.manifest.name,
+                name=name,
                 count=limits.concurrency,
                 kind=config.ModelInstanceGroup.KIND_CPU,
             )

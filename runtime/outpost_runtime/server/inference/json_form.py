@@ -6,6 +6,7 @@ behind it, in the order in which they stand there.
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ from google.protobuf.message import Message
 
 from outpost_runtime.documents import Reader, parse_json_object
 from outpost_runtime.errors import InvalidInputError
-from outpost_runtime.raw_tensors import check_shape, from_raw, of_elements, to_raw
+from outpost_runtime.raw_tensors import count_elements, from_raw, of_elements, to_raw
 from outpost_runtime.server.inference.message import (
     InferRequest,
     InferResponse,
     OutputTensor,
     Parameter,
+    Placement,
     RequestedOutput,
 )
-from outpost_runtime.server.inference.parameters import placement_of, requested_output, take
+from outpost_runtime.server.inference.parameters import (
+    check_placements,
+    placement_of,
+    requested_output,
+    take,
+)
 from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.tensors import NUMPY_TYPES, Array
 
@@ -47,15 +54,16 @@ def decode(
     binary = _Binary(memoryview(body)[length:])
     parameters = _parameters(reader)
     feeds: dict[str, Array] = {}
-    for tensor in reader.tables("inputs"):
-        name, array = _input(tensor, binary, regions)
+    tensors = [_Tensor.read(table) for table in reader.tables("inputs")]
+    check_placements([tensor.placement for tensor in tensors])
+    for tensor in tensors:
+        name, array = tensor.name, tensor.array(binary, regions)
         if name in feeds:
             raise InvalidInputError(f"Input '{name}' is there twice.")
         feeds[name] = array
     outputs = tuple(map(_requested, reader.optional("outputs", reader.tables) or ()))
-    identity = reader.string("id", "")
-    reader.end()
-    binary.end()
+    identity = reader.optional("id", reader.string) or ""
+    binary.end()  # what else stands at the top is some clients' own, such as KServe's model_name
     return InferRequest(
         model=model, version=version, id=identity, feeds=feeds, outputs=outputs,
         parameters=parameters,
@@ -128,28 +136,53 @@ class _Binary:
             raise InvalidInputError(f"{len(self._rest)} bytes of the body belong to no input.")
 
 
-def _input(reader: Reader, binary: _Binary, regions: Regions) -> tuple[str, Array]:
-    name, datatype = reader.string("name"), reader.string("datatype")
-    shape = tuple(reader.list_of("shape", int))
-    check_shape(name, datatype, shape)
-    parameters = _parameters(reader)
-    placement = placement_of(parameters)
-    if placement is not None:
-        array = from_raw(name, datatype, shape, regions.read(placement))
-    elif "binary_data_size" in parameters:
-        size = take(parameters, "binary_data_size", int, 0)
-        array = from_raw(name, datatype, shape, binary.take(name, size))
-    else:
-        array = _from_json(name, datatype, shape, reader.items("data"))
-    reader.end()
-    return name, array
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tensor:
+    """An input as it is described; ``data`` is None where its bytes are elsewhere."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    count: int
+    placement: Placement | None
+    binary_size: int | None
+    data: list[Any] | None
+
+    @classmethod
+    def read(cls, reader: Reader) -> "_Tensor":
+        name, datatype = reader.string("name"), reader.string("datatype")
+        shape = tuple(reader.list_of("shape", int))
+        parameters = _parameters(reader)
+        placement, size = placement_of(parameters), parameters.get("binary_data_size")
+        elsewhere = placement is not None or size is not None
+        tensor = cls(
+            name=name,
+            datatype=datatype,
+            shape=shape,
+            count=count_elements(name, datatype, shape),
+            placement=placement,
+            binary_size=None if size is None else take(parameters, "binary_data_size", int, 0),
+            data=None if elsewhere else reader.items("data"),
+        )
+        reader.end()
+        return tensor
+
+    def array(self, binary: "_Binary", regions: Regions) -> Array:
+        if self.placement is not None:
+            return from_raw(self.name, self.datatype, self.shape, regions.read(self.placement))
+        if self.binary_size is not None:
+            data = binary.take(self.name, self.binary_size)
+            return from_raw(self.name, self.datatype, self.shape, data)
+        assert self.data is not None  # noqa: S101 - it is nowhere else
+        return _from_json(self.name, self.datatype, self.shape, self.count, self.data)
 
 
-def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Array:
+def _from_json(
+    name: str, datatype: str, shape: tuple[int, ...], count: int, data: list[Any]
+) -> Array:
     if datatype in ("FP16", "BF16"):
         raise InvalidInputError(f"Input '{name}' of {datatype} must be sent as binary data.")
     values = list(_flat(name, data, _DEEPEST))
-    count = int(np.prod(shape, dtype=object))
     if len(values) != count:
         raise InvalidInputError(
             f"Input '{name}' has {len(values)} elements; {list(shape)} takes {count}."
@@ -158,7 +191,7 @@ def _from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]
     for value in values:
         if not isinstance(value, kinds) or (isinstance(value, bool) and datatype != "BOOL"):
             raise InvalidInputError(
-                f"Input '{name}' has an element that is no {datatype}: {value!r}."
+                f"Input '{name}' has an element that is no {datatype}: {repr(value)[:80]}."
             )
     if datatype == "BYTES":
         return of_elements(shape, [_encoded(name, value) for value in values])

@@ -6,7 +6,7 @@ Names and units are Triton's: ``priority`` (1 is interactive, 2 and more batch, 
 Names that begin with ``triton_`` are reserved.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from outpost_runtime.errors import InvalidInputError
@@ -22,6 +22,12 @@ IS_FINAL = "triton_final_response"
 
 _RESERVED = "triton_"
 _INTERACTIVE_LEVELS = (0, 1)
+
+_LONGEST_ID = 128
+_LONGEST_TIMEOUT = 2**63 - 1  # microseconds, as over gRPC
+
+MOST_PLACED = 256 << 20
+"""Bytes of a request's inputs in shared memory, all together."""
 
 T = TypeVar("T", bound=Parameter)
 
@@ -49,7 +55,7 @@ def take(parameters: Mapping[str, Parameter], name: str, kind: type[T], default:
     value = parameters.get(name, default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InvalidInputError(
-            f"The parameter '{name}' is {value!r}; it must be of type {kind.__name__}."
+            f"The parameter '{name}' is {repr(value)[:80]}; it must be of type {kind.__name__}."
         )
     return value
 
@@ -77,6 +83,8 @@ def deadline_of(
         call: Seconds that the call itself has left, or None.
     """
     microseconds = take(parameters, "timeout", int, 0)
+    if microseconds > _LONGEST_TIMEOUT:
+        raise InvalidInputError("The timeout is not a number of 64 bits.")
     limits = [call] if call is not None else []
     limits += [microseconds / 1e6] if microseconds > 0 else []
     return now + min(limits) if limits else None
@@ -91,6 +99,8 @@ def sequence_of(parameters: Mapping[str, Parameter]) -> SequenceStep | None:
     found = parameters.get("sequence_id", 0)
     if isinstance(found, bool | float):
         raise InvalidInputError("The sequence_id must be a number or a text.")
+    if isinstance(found, str) and len(found) > _LONGEST_ID:
+        raise InvalidInputError(f"A sequence_id has at most {_LONGEST_ID} characters.")
     start = take(parameters, "sequence_start", bool, False)
     end = take(parameters, "sequence_end", bool, False)
     if not found:
@@ -114,6 +124,18 @@ def requested_output(name: str, parameters: Mapping[str, Parameter]) -> Requeste
         raise InvalidInputError(f"Classes of '{name}' cannot be put into shared memory.")
     binary = take(parameters, "binary_data", bool, False) if "binary_data" in parameters else None
     return RequestedOutput(name=name, classes=classes, placement=placement, binary=binary)
+
+
+def check_placements(placements: Iterable[Placement | None]) -> None:
+    """Refuse a request that would have more read than it may, before anything is.
+
+    Raises:
+        InvalidInputError: Its inputs in shared memory are too large together.
+    """
+    if sum(place.byte_size for place in placements if place) > MOST_PLACED:
+        raise InvalidInputError(
+            f"The inputs in shared memory are larger than {MOST_PLACED} bytes together."
+        )
 
 
 def placement_of(parameters: Mapping[str, Parameter]) -> Placement | None:

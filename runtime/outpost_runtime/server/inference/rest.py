@@ -5,6 +5,7 @@ repository, statistics, configuration, shared memory, generate.
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -20,6 +21,7 @@ from outpost_runtime.server.inference import json_form
 from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.json_form import parameters_of
 from outpost_runtime.server.inference.message import InferRequest, InferResponse
+from outpost_runtime.server.inference.parameters import WANTS_FINAL
 from outpost_runtime.server.waiting import aside_if_large
 
 _TRUE, _FALSE = np.ones(1, np.bool_), np.zeros(1, np.bool_)
@@ -69,14 +71,16 @@ class InferenceRoutes:
         return _json(self._inference.server())
 
     async def _live(self, _: web.Request) -> web.Response:
-        return web.Response()
+        return web.json_response({"live": True})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self._inference.ready else 400)
+        ready = self._inference.ready
+        return web.json_response({"ready": ready}, status=200 if ready else 400)
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        ready = self._inference.is_model_ready(*_named(request))
-        return web.Response(status=200 if ready else 400)
+        model, version = _named(request)
+        ready = self._inference.is_model_ready(model, version)
+        return web.json_response({"name": model, "ready": ready}, status=200 if ready else 400)
 
     async def _metadata(self, request: web.Request) -> web.Response:
         return _json(self._inference.metadata(*_named(request)))
@@ -112,7 +116,7 @@ class InferenceRoutes:
 
     async def _index(self, request: web.Request) -> web.Response:
         reader = await _table(request)
-        found = self._inference.index("", ready_only=reader.boolean("ready", default=False))
+        found = await self._inference.index("", ready_only=reader.boolean("ready", default=False))
         return web.json_response(json_form.plain(found)["models"])
 
     async def _load(self, request: web.Request) -> web.Response:
@@ -166,7 +170,7 @@ def _json_length(request: web.Request) -> int | None:
     text = request.headers.get(JSON_LENGTH)
     if text is None:
         return None
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,10}", text):
         raise InvalidInputError(f"The header {JSON_LENGTH} is no number.")
     return int(text)
 
@@ -184,6 +188,9 @@ async def _text_request(request: web.Request, *, streams: bool) -> InferRequest:
     reader.boolean("stream", default=streams)
     table = reader.optional("parameters", reader.table)
     parameters = parameters_of(reader) | (parameters_of(table) if table else {})
+    parameters.pop("stream", None)  # some say it in both places; the path decides
+    if WANTS_FINAL in parameters:
+        raise InvalidInputError(f"{WANTS_FINAL} is for streams of the gRPC form.")
     feeds = {
         "text_input": of_elements((1,), [text.encode()]),
         "stream": _TRUE if streams else _FALSE,

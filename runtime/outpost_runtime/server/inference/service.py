@@ -68,7 +68,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         regions = self._inference.regions
-        asked = await aside_if_large(request.ByteSize(), lambda: wire.decode(request, regions))
+        asked = await aside_if_large(wire.size_of(request), lambda: wire.decode(request, regions))
         response = await self._inference.infer(asked, context.time_remaining())
         return await aside_if_large(response.size, lambda: wire.encode(response))
 
@@ -83,7 +83,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
-        return self._inference.index(request.repository_name, ready_only=request.ready)
+        return await self._inference.index(request.repository_name, ready_only=request.ready)
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context

@@ -10,6 +10,8 @@ SIGBUS.
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +20,7 @@ from outpost_runtime.server.inference.message import Placement
 
 MOST_REGIONS = 256
 
-LARGEST_TENSOR = 256 << 20
-"""Bytes of one tensor in shared memory, at most."""
-
+_LONGEST_NAME = 256
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies on Linux
 _KEY = re.compile(r"/?[A-Za-z0-9._-]{1,200}")
 
@@ -50,8 +50,11 @@ class Regions:
             InvalidInputError: The name is taken, the key is none, or the object is smaller.
             NotFoundError: There is no such object, or this user may not use it.
         """
-        if not name or not byte_size:
-            raise InvalidInputError("A region needs a name and a size.")
+        if not 0 < len(name) <= _LONGEST_NAME or byte_size < 1 or offset < 0:
+            raise InvalidInputError(
+                f"A region needs a name of at most {_LONGEST_NAME} characters, a size, and no "
+                "negative offset."
+            )
         with self._lock:
             if name in self._regions:
                 raise InvalidInputError(f"The shared memory region '{name}' is registered already.")
@@ -88,12 +91,11 @@ class Regions:
             NotFoundError: The region is not registered.
             InvalidInputError: The placement is not within it.
         """
-        with self._lock:
-            region = self._within(place)
-            data = os.pread(region.descriptor, place.byte_size, region.offset + place.offset)
-        if len(data) < place.byte_size:
-            raise InvalidInputError(f"The shared memory '{region.key}' has become smaller.")
-        return data
+        with self._opened(place) as (region, descriptor):
+            data = os.pread(descriptor, place.byte_size, region.offset + place.offset)
+            if len(data) < place.byte_size:
+                raise InvalidInputError(f"The shared memory '{region.key}' has become smaller.")
+            return data
 
     def write(self, place: Placement, data: bytes) -> None:
         """Put bytes into a placement.
@@ -102,14 +104,14 @@ class Regions:
             NotFoundError: The region is not registered.
             InvalidInputError: The placement is not within it, or smaller than the bytes.
         """
-        with self._lock:
-            region = self._within(place)
+        with self._opened(place) as (region, descriptor):
             if len(data) > place.byte_size:
                 raise InvalidInputError(
                     f"An output takes {len(data)} bytes; the place for it in '{place.region}' "
                     f"has {place.byte_size}."
                 )
-            os.pwrite(region.descriptor, data, region.offset + place.offset)
+            if os.pwrite(descriptor, data, region.offset + place.offset) < len(data):
+                raise InvalidInputError(f"The shared memory '{region.key}' is full.")
 
     def check(self, place: Placement) -> None:
         """Refuse a placement that nothing can be put into; see :meth:`write`."""
@@ -120,6 +122,21 @@ class Regions:
         """Forget everything."""
         self.unregister("")
 
+    @contextmanager
+    def _opened(self, place: Placement) -> Iterator[tuple[Region, int]]:
+        """Hold a region open while its bytes are copied, and nobody else up meanwhile."""
+        with self._lock:
+            region = self._within(place)
+            descriptor = os.dup(region.descriptor)
+        try:
+            yield region, descriptor
+        except OSError as error:
+            raise InvalidInputError(
+                f"The shared memory '{region.key}' cannot be used: {error.strerror}."
+            ) from error
+        finally:
+            os.close(descriptor)
+
     def _get(self, name: str) -> Region:
         if name not in self._regions:
             raise NotFoundError(f"The shared memory region '{name}' is not registered.")
@@ -127,10 +144,6 @@ class Regions:
 
     def _within(self, place: Placement) -> Region:
         region = self._get(place.region)
-        if place.byte_size > LARGEST_TENSOR:
-            raise InvalidInputError(
-                f"A tensor in shared memory has at most {LARGEST_TENSOR} bytes."
-            )
         if place.offset + place.byte_size > region.byte_size:
             raise InvalidInputError(
                 f"{place.byte_size} bytes at {place.offset} are not within the region "

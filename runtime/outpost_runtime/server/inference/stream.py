@@ -76,7 +76,7 @@ async def _read(
 
 async def _decoded(message: pb.ModelInferRequest, regions: Regions) -> InferRequest | Exception:
     try:
-        return await aside_if_large(message.ByteSize(), lambda: wire.decode(message, regions))
+        return await aside_if_large(wire.size_of(message), lambda: wire.decode(message, regions))
     except OutpostError as error:
         return error
 
@@ -129,4 +129,5 @@ class _Answering:
                 await self._put(response)
 
     async def _put(self, response: InferResponse) -> None:
-        await self._answers.put(pb.ModelStreamInferResponse(infer_response=wire.encode(response)))
+        message = await aside_if_large(response.size, lambda: wire.encode(response))
+        await self._answers.put(pb.ModelStreamInferResponse(infer_response=message))

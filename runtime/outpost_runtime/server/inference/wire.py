@@ -7,14 +7,18 @@ import numpy as np
 from inference import grpc_service_pb2 as pb
 
 from outpost_runtime.errors import InvalidInputError
-from outpost_runtime.raw_tensors import check_shape, from_raw, of_elements, to_raw
+from outpost_runtime.raw_tensors import count_elements, from_raw, of_elements, to_raw
 from outpost_runtime.server.inference.message import (
     InferRequest,
     InferResponse,
     OutputTensor,
     Parameter,
 )
-from outpost_runtime.server.inference.parameters import placement_of, requested_output
+from outpost_runtime.server.inference.parameters import (
+    check_placements,
+    placement_of,
+    requested_output,
+)
 from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.tensors import NUMPY_TYPES, Array
 
@@ -57,6 +61,13 @@ def decode(message: pb.ModelInferRequest, regions: Regions) -> InferRequest:
     )
 
 
+def size_of(message: pb.ModelInferRequest) -> int:
+    """Return how many bytes have to be read to decode a message, shared memory included."""
+    key = "shared_memory_byte_size"
+    placed = (t.parameters[key].int64_param for t in message.inputs if key in t.parameters)
+    return message.ByteSize() + sum(max(size, 0) for size in placed)
+
+
 def encode(response: InferResponse) -> pb.ModelInferResponse:
     """Return a response's message: tensors in ``raw_output_contents``, in the order of outputs."""
     message = pb.ModelInferResponse(
@@ -78,6 +89,7 @@ def encode(response: InferResponse) -> pb.ModelInferResponse:
 def _feeds(message: pb.ModelInferRequest, regions: Regions) -> dict[str, Array]:
     raw = list(message.raw_input_contents)
     placed = [placement_of(_parameters(tensor)) for tensor in message.inputs]
+    check_placements(placed)
     sent = len(message.inputs) - sum(place is not None for place in placed)
     if raw and len(raw) != sent:
         raise InvalidInputError(f"There are {len(raw)} raw contents for {sent} inputs.")
@@ -88,7 +100,7 @@ def _feeds(message: pb.ModelInferRequest, regions: Regions) -> dict[str, Array]:
             raise InvalidInputError(f"Input '{tensor.name}' is there twice.")
         shape = tuple(tensor.shape)
         if place is not None:
-            check_shape(tensor.name, tensor.datatype, shape)
+            count_elements(tensor.name, tensor.datatype, shape)
             data = regions.read(place)
             feeds[tensor.name] = from_raw(tensor.name, tensor.datatype, shape, data)
         elif raw:
@@ -107,12 +119,11 @@ def _raw(
 
 
 def _typed(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> Array:
-    check_shape(tensor.name, tensor.datatype, shape)
+    count = count_elements(tensor.name, tensor.datatype, shape)
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
         raise InvalidInputError(f"{tensor.datatype} contents of '{tensor.name}' must be raw.")
     values = list(getattr(tensor.contents, field))
-    count = int(np.prod(shape, dtype=object))
     if len(values) != count:
         raise InvalidInputError(
             f"Input '{tensor.name}' has {len(values)} elements in {field}; "

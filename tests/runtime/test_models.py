@@ -159,7 +159,7 @@ def test_a_load_that_does_not_fit_is_refused_before_anything_is_opened(store, mo
 
 
 def test_the_longest_idle_model_makes_room_where_that_is_wanted(store):
-    budget = _budget_for(CLASSIFIER, EMBEDDER)
+    budget = _budget_for(CLASSIFIER, DECODER)
     models = Models(store, lambda _: _SETTINGS, budget=budget, evict=True)
     models.load("tiny-classifier")
     models.load("tiny-embedder")
@@ -170,7 +170,7 @@ def test_the_longest_idle_model_makes_room_where_that_is_wanted(store):
         State.UNAVAILABLE,
         "unloaded to make room for 'tiny-decoder'",
     )
-    assert states["tiny-decoder"] == (State.READY, "")
+    assert states["tiny-classifier"] == states["tiny-decoder"] == (State.READY, "")
     models.close()
 
 
@@ -249,12 +249,13 @@ def test_what_has_been_closed_loads_nothing(store):
 
 
 def test_who_only_looks_does_not_keep_a_model(store):
-    budget = _budget_for(CLASSIFIER, EMBEDDER)
+    budget = _budget_for(CLASSIFIER, DECODER)
     models = Models(store, lambda _: _SETTINGS, budget=budget, evict=True)
     models.load("tiny-embedder")
     models.load("tiny-classifier")
     models.get("tiny-embedder")  # as a probe does
     models.load("tiny-decoder")
+    assert _states(models)["tiny-embedder"][0] is State.UNAVAILABLE
     assert _states(models)["tiny-classifier"][0] is State.READY
     models.close()
 

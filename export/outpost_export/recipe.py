@@ -7,7 +7,8 @@ A recipe file is TOML; every key may be missing::
     task = "text-generation"       # default: inferred from the checkpoint
     licence = "gemma"              # default: what the checkpoint's card says
     context_length = 2048          # decoders: positions that a device will hold
-    block_size = 32                # quantized targets: weights that share a scale
+    scales = "columns"             # cpu-int8 decoders: weights that share a scale; or "blocks"
+    block_size = 32                # weights in a block, where these share a scale
     adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
 
     [thresholds]                   # what the evidence must show; see gate.py
@@ -26,6 +27,9 @@ from outpost_runtime.errors import InvalidInputError
 from outpost_export.errors import RecipeError
 from outpost_export.gate import RULES
 
+COLUMNS, BLOCKS = "columns", "blocks"
+"""What has one scale of quantized weights: a whole output channel, or a few of its weights."""
+
 BITS_OF_TARGET: dict[str, int | None] = {"cpu-fp32": None, "cpu-int8": 8, "cpu-int4": 4}
 """Targets, and the bits of their weights; None is float32."""
 
@@ -36,6 +40,7 @@ TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHORTEST_CONTEXT = 64  # the evidence continues prompts by 32 tokens
+_SCALES = (COLUMNS, BLOCKS)
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _HIGHEST_RANK = 512
 
@@ -54,6 +59,7 @@ class Recipe:
     task: str | None = None
     licence: str | None = None
     context_length: int = 2048
+    scales: str | None = None
     block_size: int = 32
     adapter_rank: int = 0
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -66,6 +72,7 @@ class Recipe:
                 BITS_OF_TARGET,
             ),
             (self.task is None or self.task in TASKS, f"task '{self.task}' is not one of", TASKS),
+            (self.scales in (None, *_SCALES), f"scales '{self.scales}' are not one of", _SCALES),
             (self.block_size in _BLOCK_SIZES, "block_size is not one of", _BLOCK_SIZES),
         )
         for holds, problem, known in checks:
@@ -93,7 +100,11 @@ class Recipe:
         recipe = replace(self, task=self.task or task, licence=self.licence or licence)
         if recipe.adapter_rank and recipe.task != DECODER_TASK:
             raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
-        return replace(recipe, thresholds=_default_thresholds(recipe) | self.thresholds)
+        return replace(
+            recipe,
+            scales=_scales(recipe),
+            thresholds=_default_thresholds(recipe) | self.thresholds,
+        )
 
     @property
     def sha256(self) -> str:
@@ -130,6 +141,7 @@ def read_recipe(
             task=task or in_file_task,
             licence=reader.optional("licence", reader.string),
             context_length=reader.integer("context_length", 2048),
+            scales=reader.optional("scales", reader.string),
             block_size=reader.integer("block_size", 32),
             adapter_rank=in_file_rank if adapter_rank is None else adapter_rank,
             thresholds=_thresholds(thresholds) if thresholds else {},
@@ -148,6 +160,19 @@ def _thresholds(reader: Reader) -> dict[str, float]:
         if key not in RULES:
             raise reader.fault(key, f"is not one of {', '.join(RULES)}")
     return values
+
+
+def _scales(recipe: Recipe) -> str | None:
+    """Return what shares a scale; only products of 8 bits can do with one per column.
+
+    Raises:
+        RecipeError: The recipe asks for what cannot be built.
+    """
+    if recipe.task == DECODER_TASK and recipe.bits == 8:  # noqa: PLR2004 - bits
+        return recipe.scales or COLUMNS
+    if recipe.scales == COLUMNS:
+        raise RecipeError(f"Only cpu-int8 models for {DECODER_TASK} can have scales = 'columns'.")
+    return None if recipe.bits is None else BLOCKS
 
 
 def _default_thresholds(recipe: Recipe) -> dict[str, float]:

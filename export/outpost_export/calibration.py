@@ -1,8 +1,8 @@
 """What the linear layers of a decoder's float32 graph read, on a text of the exporter's own.
 
-Quantization that knows its inputs loses less (see ``columns.py``). The text is neither
-the one that builds are measured on nor a user's: some English and German, a list, code,
-a table, numbers.
+Quantization that knows what layers read loses less (see ``columns.py``). The text is
+neither the one that builds are measured on nor a user's: English and German, a list,
+code, a table, numbers.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from outpost_export import graph
+from outpost_export.columns import Floats
 
 _TEXT = Path(__file__).with_name("calibration_text.txt")
 _LOGITS = "logits"
@@ -25,11 +26,12 @@ def calibration_text() -> str:
     return _TEXT.read_text("utf-8")
 
 
-def observe(path: Path, ids: Sequence[int], names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def observed(path: Path, ids: Sequence[int], names: Sequence[str]) -> dict[str, Floats]:
     """Run a decoder's float32 graph once and return some of its values.
 
     Args:
-        path: The graph; its weights lie beside it, and a second graph will for a while.
+        path: The graph, its weights beside it; a copy that shows these values lies there
+            while it runs.
         ids: Tokens, at least one and no more than its context.
         names: Of values [batch, tokens, channels] in the graph.
 
@@ -38,7 +40,7 @@ def observe(path: Path, ids: Sequence[int], names: Sequence[str]) -> dict[str, N
     """
     model = onnx.load(path, load_external_data=False)
     _show(model, names)
-    shown = path.with_name("calibration.onnx")
+    shown = path.with_name(f"shown-{path.name}")
     shown.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

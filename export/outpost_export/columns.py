@@ -19,8 +19,8 @@ ZERO = 128
 
 LARGEST = 127
 
+_MOST_TRIED_TOKENS, _MOST_TRIED_COLUMNS = 256, 4096
 _STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_TRIED_COLUMNS = 4096
 _TINY = 1e-5
 
 Floats = NDArray[np.float32]
@@ -39,18 +39,39 @@ class Columns:
     scales: Floats
 
 
-def balance(inputs: Floats, weights: Sequence[Floats]) -> Floats:
-    """Return the factors [channels] with which the layers' outputs are closest to exact.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Balance:
+    """How inputs and weights share what is large.
+
+    Attributes:
+        factors: [channels] float32, for the weights; the inputs are divided by them.
+        error: Of the layers' outputs: squared, as a share of what they are, mean of all tokens.
+    """
+
+    factors: Floats
+    error: float
+
+
+def balance(inputs: Floats, weights: Sequence[Floats]) -> Balance:
+    """Return the balance with which the layers' outputs are closest to exact.
 
     Args:
         inputs: [tokens, channels] that the layers have seen.
         weights: [channels, outputs] of each layer that reads them.
     """
-    tried = [part[:, :: max(1, part.shape[1] // _TRIED_COLUMNS)] for part in weights]
-    largest_weight = np.max([np.abs(part).max(1) for part in weights], axis=0)
-    candidates = [_factors(inputs, largest_weight, strength) for strength in _STRENGTHS]
-    errors = [_error(inputs, tried, factors) for factors in candidates]
-    return candidates[int(np.argmin(errors))]
+    largest_input = np.maximum(np.abs(inputs).max(0), _TINY)
+    largest_weight = np.maximum(np.max([np.abs(part).max(1) for part in weights], axis=0), _TINY)
+    seen = inputs[:: max(1, len(inputs) // _MOST_TRIED_TOKENS)]
+    tried = [part[:, :: max(1, part.shape[1] // _MOST_TRIED_COLUMNS)] for part in weights]
+    exact = [seen @ part for part in tried]
+    candidates = []
+    for strength in _STRENGTHS:
+        factors = largest_input**strength / largest_weight ** (1 - strength)
+        # Their common size does not matter; around one, no product leaves the range of floats.
+        factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+        error = _error(rounded_rows(seen, factors), tried, factors, exact)
+        candidates.append(Balance(factors=factors, error=error))
+    return min(candidates, key=lambda candidate: candidate.error)
 
 
 def quantize(weights: Floats, factors: Floats) -> Columns:
@@ -65,28 +86,25 @@ def quantize(weights: Floats, factors: Floats) -> Columns:
 
 def dequantize(columns: Columns, factors: Floats) -> Floats:
     """Return the weights as they will be used."""
-    steps = columns.values.astype(np.float32) - ZERO
+    steps: Floats = columns.values.astype(np.float32) - np.float32(ZERO)
     return steps * columns.scales / factors[:, None]
 
 
 def rounded_rows(inputs: Floats, factors: Floats) -> Floats:
     """Return the inputs as a run will see them: 8 bits, one scale per row."""
     balanced = inputs / factors
-    steps = np.maximum(np.abs(balanced).max(1, keepdims=True), _TINY**4) / LARGEST
-    return np.rint(balanced / steps) * steps * factors
+    largest = np.maximum(np.abs(balanced).max(1, keepdims=True), np.finfo(np.float32).tiny)
+    steps = largest / np.float32(LARGEST)
+    rounded: Floats = np.rint(balanced / steps) * steps * factors
+    return rounded
 
 
-def _factors(inputs: Floats, largest_weight: Floats, strength: float) -> Floats:
-    largest_input = np.maximum(np.abs(inputs).max(0), _TINY)
-    factors = largest_input**strength / np.maximum(largest_weight, _TINY) ** (1 - strength)
-    # Their common size does not matter; around one, no product leaves the range of floats.
-    factors /= np.exp(np.log(factors).mean())
-    return factors.astype(np.float32)
-
-
-def _error(inputs: Floats, weights: Sequence[Floats], factors: Floats) -> float:
-    seen = rounded_rows(inputs, factors)
-    return sum(
-        float(np.square(seen @ dequantize(quantize(part, factors), factors) - inputs @ part).sum())
-        for part in weights
-    )
+def _error(
+    inputs: Floats, weights: Sequence[Floats], factors: Floats, exact: Sequence[Floats]
+) -> float:
+    wrong, right = np.zeros(len(inputs)), np.zeros(len(inputs))
+    for part, wanted in zip(weights, exact, strict=True):
+        got = inputs @ dequantize(quantize(part, factors), factors)
+        wrong += np.square(got - wanted).sum(1)
+        right += np.square(wanted).sum(1)
+    return float((wrong / np.maximum(right, _TINY)).mean())

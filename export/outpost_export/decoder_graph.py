@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
 from onnxruntime_genai.models import builder
 from onnxruntime_genai.models.builders import Gemma3Model
 
 from outpost_export import graph, int8_graph
-from outpost_export.calibration import observe
+from outpost_export.calibration import observed
 from outpost_export.quiet import quietly
 
 
@@ -97,22 +96,15 @@ def write_decoder_graph(
         graph.choose_logits_at_run_time(model)
         tied = bool(config.tie_word_embeddings)
         if calibration is not None:
-            model = _in_integers(model, Path(scratch), calibration[:context_length], tied=tied)
+            path = Path(scratch) / "float32.onnx"
+            names = list(int8_graph.linears(model))
+            graph.save(model, path)
+            seen = observed(path, calibration[:context_length], names)
+            model = graph.load(path)  # saving moved its weights out
+            int8_graph.quantize(model, seen, tied=tied, block_size=block_size)
         elif bits is not None and tied:
             graph.tie_embedding_to_head(model)
     graph.save(model, out / "model.onnx")
-
-
-def _in_integers(
-    model: ModelProto, scratch: Path, calibration: Sequence[int], *, tied: bool
-) -> ModelProto:
-    path = scratch / "float32.onnx"
-    hidden = list(int8_graph.linears(model))
-    graph.save(model, path)
-    observed = observe(path, calibration, hidden)
-    model = graph.load(path)  # saving has moved the weights out of it
-    int8_graph.quantize(model, observed, tied=tied)
-    return model
 
 
 def _head_dim(config: Any) -> int:

@@ -24,7 +24,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from outpost_export import columns, graph
+from outpost_export.blocks import quantize_rows
 from outpost_export.columns import Columns, Floats
+
+_MOST_ERROR = 3e-4
+"""Of a layer's outputs (see ``columns.py``); above it, the layer is quantized in blocks."""
 
 _EMBEDDING = "/model/embed_tokens/Gather"
 _HEAD = "/lm_head/MatMul"
@@ -59,26 +63,31 @@ def linears(model: ModelProto) -> dict[str, list[NodeProto]]:
     return found
 
 
-def quantize(model: ModelProto, observed: Mapping[str, Floats], *, tied: bool) -> None:
+def quantize(
+    model: ModelProto, observed: Mapping[str, Floats], *, tied: bool, block_size: int
+) -> None:
     """Compute a decoder's products with weights in 8 bits.
 
     Args:
         observed: What :func:`linears` have read on some text, [tokens, channels] each.
         tied: The token embedding has the head's weights: it reads the quantized ones.
+        block_size: Of layers that would lose too much by one scale per row and column.
     """
     graph.import_microsoft(model)
     for hidden, nodes in linears(model).items():
         weights = {node.name: _weights(model, node) for node in nodes}
-        factors = columns.balance(observed[hidden], list(weights.values()))
-        _add(model, hidden + _INVERSE, 1 / factors)
+        balance = columns.balance(observed[hidden], list(weights.values()))
+        heads = tied and any(node.name == _HEAD for node in nodes)
+        if balance.error > _MOST_ERROR and len(balance.factors) % block_size == 0 and not heads:
+            for node in nodes:
+                graph.replace(model, node, _blocks(model, node, weights[node.name], block_size))
+            continue
+        _add(model, hidden + _INVERSE, 1 / balance.factors)
         before = _rows(hidden)
         for node in nodes:
-            quantized = columns.quantize(weights.pop(node.name), factors)
-            if tied and node.name == _HEAD:
-                after = _tied_head(model, node, quantized)
-            else:
-                after = _product(model, node, quantized)
-            graph.replace(model, node, [*before, *after])
+            quantized = columns.quantize(weights.pop(node.name), balance.factors)
+            product = _tied_head if tied and node.name == _HEAD else _product
+            graph.replace(model, node, [*before, *product(model, node, quantized)])
             before = []
     _declare_constants(model)
     graph.drop_unread(model)
@@ -143,6 +152,23 @@ def _scaled(node: NodeProto, product: str) -> NodeProto:
     # Under the old node's name: whoever looks for a layer finds where its outputs come from.
     inputs = [product, node.input[0] + _LARGEST]
     return helper.make_node("Mul", inputs, list(node.output), name=node.name)
+
+
+def _blocks(
+    model: ModelProto, node: NodeProto, weights: Floats, block_size: int
+) -> list[NodeProto]:
+    inputs, outputs = weights.shape
+    values, scales = quantize_rows(np.ascontiguousarray(weights.T), block_size)
+    names = f"{node.input[1]}/values", f"{node.input[1]}/scales"
+    _add(model, names[0], values.reshape(outputs, -1, block_size))
+    _add(model, names[1], scales)
+    size = {"K": inputs, "N": outputs, "bits": 8, "block_size": block_size, "accuracy_level": 4}
+    return [
+        helper.make_node(
+            "MatMulNBits", [node.input[0], *names], list(node.output),
+            name=node.name, domain=graph.MICROSOFT, **size,
+        )
+    ]  # fmt: skip
 
 
 def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:

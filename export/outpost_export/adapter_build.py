@@ -149,12 +149,13 @@ def _recipe(order: AdapterOrder, base: _Base, source: Source) -> Recipe:
             f"The adapter cannot have the name of its base, '{manifest.name}'.",
             hint="Choose another with --name.",
         )
-    block_size = manifest.provenance.recipe.get("block_size")
+    scales, block_size = map(manifest.provenance.recipe.get, ("scales", "block_size"))
     recipe = replace(
         order.recipe,
         target=manifest.target,
         task=DECODER_TASK,
         context_length=base.interface.context_length,
+        scales=scales if isinstance(scales, str) else order.recipe.scales,
         block_size=block_size if isinstance(block_size, int) else order.recipe.block_size,
         adapter_rank=base.support.rank,
     )

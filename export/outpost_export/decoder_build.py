@@ -16,12 +16,13 @@ from outpost_runtime.text.scoring import score
 from outpost_runtime.tokenizer import Tokenizer
 
 from outpost_export import decoder_evidence as evidence
+from outpost_export.calibration import calibration_text
 from outpost_export.decoder_graph import write_decoder_graph
 from outpost_export.errors import ConversionError
 from outpost_export.evaluation import Fit, Text, evaluation_for
 from outpost_export.lora_graph import write_adapter_graph
 from outpost_export.progress import Reporter
-from outpost_export.recipe import Recipe
+from outpost_export.recipe import COLUMNS, Recipe
 from outpost_export.result import Built
 from outpost_export.source import Source, load_model, load_tokenizer
 from outpost_export.text_interface import checked_template, text_interface
@@ -54,7 +55,7 @@ def build_decoder(
     del model
 
     with reporter.step(f"Writing the {recipe.target} graph"):
-        _write_graph(source, recipe, interface, out)
+        _write_graph(source, recipe, interface, _calibration(recipe, ours), out)
     weights = _weights(out)
     session = open_graph(out / interface.model)
     decoder = open_decoder(session, interface.context_length)
@@ -125,7 +126,19 @@ def _check_adapter_graph(out: Path, support: AdapterSupport, measured: evidence.
         )
 
 
-def _write_graph(source: Source, recipe: Recipe, interface: TextInterface, out: Path) -> None:
+def _calibration(recipe: Recipe, tokenizer: Tokenizer) -> list[int] | None:
+    if recipe.scales != COLUMNS:
+        return None
+    return tokenizer.encode(calibration_text(), add_special_tokens=True)
+
+
+def _write_graph(
+    source: Source,
+    recipe: Recipe,
+    interface: TextInterface,
+    calibration: list[int] | None,
+    out: Path,
+) -> None:
     try:
         write_decoder_graph(
             source.folder,
@@ -133,6 +146,7 @@ def _write_graph(source: Source, recipe: Recipe, interface: TextInterface, out: 
             bits=recipe.bits,
             block_size=recipe.block_size,
             context_length=interface.context_length,
+            calibration=calibration,
         )
     except Exception as error:  # the model builder raises what it likes
         raise ConversionError(

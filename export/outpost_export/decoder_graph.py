@@ -9,7 +9,7 @@ the build finds: no graph leaves the exporter unmeasured.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from onnxruntime_genai.models import builder
 from onnxruntime_genai.models.builders import Gemma3Model
 
-from outpost_export import graph
+from outpost_export import graph, int8_graph
+from outpost_export.calibration import observed
 from outpost_export.quiet import quietly
 
 
@@ -55,16 +56,24 @@ class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
 
 
 def write_decoder_graph(
-    checkpoint: Path, out: Path, *, bits: int | None, block_size: int, context_length: int
+    checkpoint: Path,
+    out: Path,
+    *,
+    bits: int | None,
+    block_size: int,
+    context_length: int,
+    calibration: Sequence[int] | None = None,
 ) -> None:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``out``.
 
     Args:
         checkpoint: Folder saved by transformers 5.
         out: An existing folder.
-        bits: 4 or 8 for weights in blocks (``MatMulNBits``), None for float32.
-        block_size: Weights that share a scale.
+        bits: 4 or 8 for quantized weights, None for float32.
+        block_size: Weights that share a scale (``MatMulNBits``).
         context_length: Positions for which RoPE caches are written.
+        calibration: With 8 bits: tokens of a text by which weights get one scale per column
+            and products in integers (``int8_graph.py``) instead of blocks.
 
     Raises:
         Exception: Whatever the builder raises; it has no error classes of its own.
@@ -75,7 +84,7 @@ def write_decoder_graph(
         f"block_size={block_size}",
         "accuracy_level=4",  # int8 activations, quantized per block
     ]
-    precision = {None: "fp32", 8: "int8", 4: "int4"}[bits]
+    precision = {None: "fp32", 8: "int8", 4: "int4"}[bits if calibration is None else None]
     with tempfile.TemporaryDirectory() as scratch, _corrected_builder(), quietly():
         arguments = (None, str(checkpoint), scratch, precision, "cpu", scratch)
         parsed = builder.parse_extra_options(*arguments, options)
@@ -83,10 +92,18 @@ def write_decoder_graph(
         _cap_context(config, context_length)
         builder.create_model(*arguments, **parsed)
         model = graph.load(Path(scratch) / "model.onnx")
-    graph.fix_head_dim(model, _head_dim(config))
-    graph.choose_logits_at_run_time(model)
-    if config.tie_word_embeddings and bits is not None:
-        graph.tie_embedding_to_head(model)
+        graph.fix_head_dim(model, _head_dim(config))
+        graph.choose_logits_at_run_time(model)
+        tied = bool(config.tie_word_embeddings)
+        if calibration is not None:
+            path = Path(scratch) / "float32.onnx"
+            names = list(int8_graph.linears(model))
+            graph.save(model, path)
+            seen = observed(path, calibration[:context_length], names)
+            model = graph.load(path)  # saving moved its weights out
+            int8_graph.quantize(model, seen, tied=tied, block_size=block_size)
+        elif bits is not None and tied:
+            graph.tie_embedding_to_head(model)
     graph.save(model, out / "model.onnx")
 
 

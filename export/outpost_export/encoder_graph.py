@@ -10,14 +10,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from outpost_export import graph
+from outpost_export.blocks import quantize_rows
 from outpost_export.errors import ConversionError
 from outpost_export.pooling import Pooling, pool
 from outpost_export.quiet import quietly
@@ -145,22 +144,6 @@ def quantize(model: ModelProto, *, bits: int, block_size: int) -> ModelProto:
         quantizer.process()
     quantized: ModelProto = quantizer.model.model
     return quantized
-
-
-def quantize_rows(
-    weights: NDArray[np.float32], block_size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Quantize [rows, columns] symmetrically to 8 bits around 128.
-
-    Returns:
-        [rows, columns] values and [rows, columns / block_size] scales.
-    """
-    rows, columns = weights.shape
-    blocks = weights.reshape(rows, columns // block_size, block_size)
-    scales = np.abs(blocks).max(-1) / 127
-    steps = np.where(scales == 0, 1, scales)[..., None]
-    values = np.clip(np.rint(blocks / steps) + 128, 1, 255).astype(np.uint8)
-    return values.reshape(rows, columns), scales.astype(np.float32)
 
 
 def _is_embedding(model: ModelProto, node: onnx.NodeProto, block_size: int) -> bool:

@@ -24,7 +24,7 @@ from outpost_runtime.manifest import Evidence, Manifest, Provenance
 
 from outpost_export.errors import EvidenceError, ExportError, RecipeError
 from outpost_export.gate import Miss, misses
-from outpost_export.recipe import TENSOR_TASK, Recipe
+from outpost_export.recipe import BLOCKS, COLUMNS, TENSOR_TASK, Recipe
 from outpost_export.result import Built
 
 _GOLDEN = "golden.safetensors"
@@ -141,8 +141,10 @@ def _advice(recipe: Recipe, missed: list[Miss]) -> str:
         return f"The graph does not compute what the checkpoint does: report this, {accept}."
     better = "cpu-int8" if recipe.target == "cpu-int4" else "cpu-fp32"
     figure = missed[0].figure
-    smaller = f"a block_size below {recipe.block_size}"
-    return f"Try --target {better}, {smaller}, another threshold for {figure}, {accept}."
+    finer = f"a block_size below {recipe.block_size}"
+    if recipe.scales == COLUMNS:
+        finer = f'scales = "{BLOCKS}" in the recipe'
+    return f"Try --target {better}, {finer}, another threshold for {figure}, {accept}."
 
 
 def _manifest(

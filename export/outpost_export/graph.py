@@ -185,7 +185,17 @@ def drop_if_unused(model: ModelProto, initializer: str) -> None:
     constant = next((node for node in model.graph.node if initializer in node.output), None)
     if constant is not None:
         model.graph.node.remove(constant)
-    _drop_unread(model)
+    drop_unread(model)
+
+
+def drop_unread(model: ModelProto) -> None:
+    """Remove the weights that no node reads."""
+    # One by one, and in place: copying what is kept would take the whole model's memory again.
+    read = {name for node in model.graph.node for name in node.input}
+    tensors = model.graph.initializer
+    for index in reversed(range(len(tensors))):
+        if tensors[index].name not in read:
+            del tensors[index]
 
 
 def import_microsoft(model: ModelProto) -> None:
@@ -196,15 +206,6 @@ def import_microsoft(model: ModelProto) -> None:
 
 def _find(nodes: Iterable[NodeProto], name: str) -> NodeProto | None:
     return next((node for node in nodes if node.name == name), None)
-
-
-def _drop_unread(model: ModelProto) -> None:
-    # One by one, and in place: copying what is kept would take the whole model's memory again.
-    read = {name for node in model.graph.node for name in node.input}
-    tensors = model.graph.initializer
-    for index in reversed(range(len(tensors))):
-        if tensors[index].name not in read:
-            del tensors[index]
 
 
 def _forget_shape(model: ModelProto, name: str) -> None:

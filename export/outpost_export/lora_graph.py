@@ -10,7 +10,7 @@ so that A is never copied.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from outpost_runtime.interface import AdapterSupport, LinearShape
 from outpost_runtime.text.adapters import ROWS
 
 from outpost_export.errors import ConversionError
+from outpost_export.int8_graph import Linear, linear_of
 
 MODEL = "model-adapters.onnx"
 
@@ -34,9 +35,10 @@ _MASK, _ZERO = "/adapters/mask", "/adapters/zero"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Linear:
-    """A node of the graph that computes W·x, and the layers of the checkpoint that it is."""
+    """A node of the graph that returns W·x, and the layers of the checkpoint that it is."""
 
     node: NodeProto
+    hidden: str
     inputs: int
     parts: dict[str, int]
 
@@ -80,24 +82,33 @@ def write_adapter_graph(folder: Path, *, rank: int) -> AdapterSupport:
 
 
 def _linears(model: ModelProto) -> Iterator[_Linear]:
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     heads = _heads(model)
+    producers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         found = _LINEAR.fullmatch(node.name)
-        if found is None or node.op_type not in ("MatMul", "MatMulNBits"):
+        linear = None if found is None else _read(node, producers, shapes)
+        if found is None or linear is None:
             continue
-        if node.op_type == "MatMulNBits":
-            attributes = {attribute.name: attribute.i for attribute in node.attribute}
-            inputs, outputs = attributes["K"], attributes["N"]
-        else:
-            inputs, outputs = weights[node.input[1]].dims
         layer, block, name = found.group(1, 2, 3)
         shares = heads[int(layer)] if name == "qkv_proj" else (1,) * len(FUSED.get(name, (name,)))
         parts = {
-            f"layers.{layer}.{_BLOCK[block]}.{part}": outputs * share // sum(shares)
+            f"layers.{layer}.{_BLOCK[block]}.{part}": linear.outputs * share // sum(shares)
             for part, share in zip(FUSED.get(name, (name,)), shares, strict=True)
         }
-        yield _Linear(node=node, inputs=inputs, parts=parts)
+        yield _Linear(node=node, hidden=linear.hidden, inputs=linear.inputs, parts=parts)
+
+
+def _read(
+    node: NodeProto, producers: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]]
+) -> Linear | None:
+    if node.op_type == "MatMulNBits":
+        size = {attribute.name: attribute.i for attribute in node.attribute}
+        return Linear(hidden=node.input[0], inputs=size["K"], outputs=size["N"])
+    if node.op_type == "MatMul":
+        inputs, outputs = shapes[node.input[1]]
+        return Linear(hidden=node.input[0], inputs=inputs, outputs=outputs)
+    return linear_of(node, producers, shapes)
 
 
 def _heads(model: ModelProto) -> dict[int, tuple[int, int, int]]:
@@ -151,14 +162,14 @@ def _mask(linear: str) -> list[NodeProto]:
 def _adapted(linear: _Linear) -> list[NodeProto]:
     """Return the nodes behind a linear one; its consumers read what they add up."""
     node = linear.node
-    hidden, output = node.input[0], node.output[0]
+    output = node.output[0]
     node.output[0] = f"{output}/of_base"
     nodes, changes = [], []
     for name in linear.parts:
         own = f"/adapters/{name}/"
         nodes += [
             _node("Transpose", [name + ".lora_A"], own + "columns", perm=[1, 0]),
-            _node("MatMul", [hidden, own + "columns"], own + "all"),
+            _node("MatMul", [linear.hidden, own + "columns"], own + "all"),
             _node("Where", [_MASK, own + "all", _ZERO], own + "kept"),
             _node("MatMul", [own + "kept", name + ".lora_B"], own + "change"),
         ]

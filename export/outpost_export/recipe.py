@@ -7,7 +7,8 @@ A recipe file is TOML; every key may be missing::
     task = "text-generation"       # default: inferred from the checkpoint
     licence = "gemma"              # default: what the checkpoint's card says
     context_length = 2048          # decoders: positions that a device will hold
-    block_size = 32                # quantized targets: weights that share a scale
+    scales = "columns"             # cpu-int8 decoders: weights that share a scale; or "blocks"
+    block_size = 32                # weights in a block, where these share a scale
     adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
     max_batch = 32                 # ONNX files: rows of a run, if it can be shared; 0: never
     labels = ["ok", "scratched"]   # ONNX files: names of a classifier's classes
@@ -36,6 +37,9 @@ from outpost_runtime.interface import StateSpec
 from outpost_export.errors import RecipeError
 from outpost_export.gate import RULES
 
+COLUMNS, BLOCKS = "columns", "blocks"
+"""What has one scale of quantized weights: a whole output channel, or a few of its weights."""
+
 BITS_OF_TARGET: dict[str, int | None] = {"cpu-fp32": None, "cpu-int8": 8, "cpu-int4": 4}
 """Targets, and the bits of their weights; None is float32."""
 
@@ -47,6 +51,7 @@ TASKS = (DECODER_TASK, EMBEDDING_TASK, *CLASSIFIER_TASKS, TENSOR_TASK)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHORTEST_CONTEXT = 64  # the evidence continues prompts by 32 tokens
+_SCALES = (COLUMNS, BLOCKS)
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _HIGHEST_RANK = 512
 _OF_ONNX_FILES = ("max_batch", "labels", "dimensions", "states")
@@ -66,6 +71,7 @@ class Recipe:
     task: str | None = None
     licence: str | None = None
     context_length: int = 2048
+    scales: str | None = None
     block_size: int = 32
     adapter_rank: int = 0
     max_batch: int | None = None
@@ -82,6 +88,7 @@ class Recipe:
                 BITS_OF_TARGET,
             ),
             (self.task is None or self.task in TASKS, f"task '{self.task}' is not one of", TASKS),
+            (self.scales in (None, *_SCALES), f"scales '{self.scales}' are not one of", _SCALES),
             (self.block_size in _BLOCK_SIZES, "block_size is not one of", _BLOCK_SIZES),
         )
         for holds, problem, known in checks:
@@ -126,7 +133,11 @@ class Recipe:
             raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
         if recipe.task != TENSOR_TASK:
             _refuse_keys_of_onnx_files(recipe)
-        return replace(recipe, thresholds=_default_thresholds(recipe, rounding) | self.thresholds)
+        return replace(
+            recipe,
+            scales=_scales(recipe),
+            thresholds=_default_thresholds(recipe, rounding) | self.thresholds,
+        )
 
     @property
     def sha256(self) -> str:
@@ -163,6 +174,7 @@ def read_recipe(
             task=task or in_file_task,
             licence=reader.optional("licence", reader.string),
             context_length=reader.integer("context_length", 2048),
+            scales=reader.optional("scales", reader.string),
             block_size=reader.integer("block_size", 32),
             adapter_rank=in_file_rank if adapter_rank is None else adapter_rank,
             max_batch=reader.optional("max_batch", reader.integer),
@@ -202,6 +214,19 @@ def _thresholds(reader: Reader) -> dict[str, float]:
         if key not in RULES:
             raise reader.fault(key, f"is not one of {', '.join(RULES)}")
     return values
+
+
+def _scales(recipe: Recipe) -> str | None:
+    """Return what shares a scale; only products of 8 bits can do with one per column.
+
+    Raises:
+        RecipeError: The recipe asks for what cannot be built.
+    """
+    if recipe.task == DECODER_TASK and recipe.bits == 8:  # noqa: PLR2004 - bits
+        return recipe.scales or COLUMNS
+    if recipe.scales == COLUMNS:
+        raise RecipeError(f"Only cpu-int8 models for {DECODER_TASK} can have scales = 'columns'.")
+    return None if recipe.bits is None else BLOCKS
 
 
 def _default_thresholds(recipe: Recipe, rounding: float) -> dict[str, float]:

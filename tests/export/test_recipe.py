@@ -33,6 +33,28 @@ def test_thresholds_of_the_file_replace_only_those_of_the_same_name(tmp_path):
     assert completed.thresholds == {"perplexity_increase": 0.01, "top1_agreement": 0.9}
 
 
+@pytest.mark.parametrize(
+    ("target", "task", "text", "scales"),
+    [
+        ("cpu-int8", "text-generation", "", "columns"),
+        ("cpu-int8", "text-generation", 'scales = "blocks"', "blocks"),
+        ("cpu-int8", "feature-extraction", "", "blocks"),
+        ("cpu-int4", "text-generation", "", "blocks"),
+        ("cpu-fp32", "text-generation", "", None),
+    ],
+)
+def test_what_shares_a_scale_follows_from_task_and_target(tmp_path, target, task, text, scales):
+    recipe = _read(tmp_path, text, target=target)
+    assert recipe.with_defaults(task=task, licence="mit").scales == scales
+
+
+@pytest.mark.parametrize("target", ["cpu-int4", "cpu-fp32"])
+def test_scales_per_column_are_refused_where_they_cannot_be_built(tmp_path, target):
+    recipe = _read(tmp_path, 'scales = "columns"', target=target)
+    with pytest.raises(RecipeError, match="Only cpu-int8 models for text-generation"):
+        recipe.with_defaults(task="text-generation", licence="mit")
+
+
 def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
     first, same = _read(tmp_path, "block_size = 32"), _read(tmp_path, "")
     assert first.sha256 == same.sha256 != _read(tmp_path, "block_size = 64").sha256
@@ -47,6 +69,7 @@ def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
         ("adapter_rank = 513", {}, "must be from 0 to 512"),
         ('name = "Not A Name"', {}, "lower-case"),
         ("block_size = 33", {}, "block_size is not one of"),
+        ('scales = "rows"', {}, "scales 'rows' are not one of"),
         ("context_length = 'long'", {}, "must be an integer"),
         ("[thresholds]\nspeed = 1", {}, "thresholds.speed is not one of"),
         ("", {"target": "toaster"}, "target 'toaster' is not one of"),

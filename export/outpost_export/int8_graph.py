@@ -1,0 +1,237 @@
+"""A decoder's float32 graph with its products in 8-bit integers.
+
+Every row of inputs (one token of one sequence) gets its own scale, and every column of
+weights, so an answer depends neither on its neighbours nor on how a prompt was cut; see
+``columns.py`` for the numbers and ``docs/adr/0006`` for the reasons. Layers that read the
+same value share what is computed of it::
+
+    hidden ─ · 1/factors ─┬─ |·| ─ max of row ─┬───────────────────────┐
+                          └─────────────────── ÷ ─ to 8 bits ─ product ─ · ─ output
+
+A row of zeros has the maximum 0: whatever 0 ÷ 0 becomes in 8 bits is multiplied by 0 again.
+
+Inputs and weights are both unsigned, around 128. Signed weights would be faster on
+processors without VNNI, but there ONNX Runtime adds pairs of products in 16 bits, which
+overflow: outputs would depend on the processor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from outpost_export import columns, graph
+from outpost_export.blocks import quantize_rows
+from outpost_export.columns import Columns, Floats
+
+_MOST_ERROR = 3e-4
+"""Of a layer's outputs (see ``columns.py``); above it, the layer is quantized in blocks."""
+
+_EMBEDDING = "/model/embed_tokens/Gather"
+_HEAD = "/lm_head/MatMul"
+
+_STEP, _ZERO, _ONE = "/int8/step", "/int8/zero", "/int8/one"
+_CHANNELS, _AS_MATRIX = "/int8/channels", "/int8/as_matrix"
+_QUANTIZED, _LARGEST, _INVERSE = "/quantized", "/largest", "/inverse_factors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linear:
+    """A linear layer of a quantized graph.
+
+    Attributes:
+        hidden: What it reads, before anything is scaled or rounded.
+        inputs: Channels of that.
+        outputs: Channels of what it returns.
+    """
+
+    hidden: str
+    inputs: int
+    outputs: int
+
+
+def linears(model: ModelProto) -> dict[str, list[NodeProto]]:
+    """Return a float32 graph's products with weights, by the value that they read."""
+    matrices = {t.name for t in model.graph.initializer if len(t.dims) == 2}  # noqa: PLR2004 - rows, columns
+    found: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in matrices:
+            found.setdefault(node.input[0], []).append(node)
+    return found
+
+
+def quantize(
+    model: ModelProto, observed: Mapping[str, Floats], *, tied: bool, block_size: int
+) -> None:
+    """Compute a decoder's products with weights in 8 bits.
+
+    Args:
+        observed: What :func:`linears` have read on some text, [tokens, channels] each.
+        tied: The token embedding has the head's weights: it reads the quantized ones.
+        block_size: Of layers that would lose too much by one scale per row and column.
+    """
+    graph.import_microsoft(model)
+    for hidden, nodes in linears(model).items():
+        weights = {node.name: _weights(model, node) for node in nodes}
+        balance = columns.balance(observed[hidden], list(weights.values()))
+        heads = tied and any(node.name == _HEAD for node in nodes)
+        if balance.error > _MOST_ERROR and len(balance.factors) % block_size == 0 and not heads:
+            for node in nodes:
+                graph.replace(model, node, _blocks(model, node, weights[node.name], block_size))
+            continue
+        _add(model, hidden + _INVERSE, 1 / balance.factors)
+        before = _rows(hidden)
+        for node in nodes:
+            quantized = columns.quantize(weights.pop(node.name), balance.factors)
+            product = _tied_head if tied and node.name == _HEAD else _product
+            graph.replace(model, node, [*before, *product(model, node, quantized)])
+            before = []
+    _declare_constants(model)
+    graph.drop_unread(model)
+
+
+def linear_of(
+    node: NodeProto, producers: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]]
+) -> Linear | None:
+    """Return the quantized layer whose outputs a node returns, if it is one.
+
+    Args:
+        node: Named as the layer was in the float32 graph.
+        producers: The graph's nodes by what they return.
+        shapes: The shapes of its weights.
+    """
+    product = producers.get(node.input[0])
+    if product is None or product.op_type != "MatMulIntegerToFloat":
+        return None
+    inputs, outputs = shapes[product.input[1]]
+    hidden = product.input[0].removesuffix(_QUANTIZED)
+    return Linear(hidden=hidden, inputs=inputs, outputs=outputs)
+
+
+def _declare_constants(model: ModelProto) -> None:
+    _add(model, _STEP, np.float32(1 / columns.LARGEST))
+    _add(model, _ONE, np.float32(1))
+    _add(model, _ZERO, np.uint8(columns.ZERO))
+    # Not -1, which ONNX Runtime 1.31 takes for another axis where a run asks for no logits.
+    _add(model, _CHANNELS, np.array([2], np.int64))
+
+
+def _weights(model: ModelProto, node: NodeProto) -> Floats:
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    return numpy_helper.to_array(tensor)
+
+
+def _rows(hidden: str) -> list[NodeProto]:
+    """Return the nodes that bring what layers read into 8 bits."""
+    balanced, sizes, shares = f"{hidden}/balanced", f"{hidden}/sizes", f"{hidden}/shares"
+    largest = hidden + _LARGEST
+    return [
+        _node("Mul", [hidden, hidden + _INVERSE], balanced),
+        _node("Abs", [balanced], sizes),
+        _node("ReduceMax", [sizes, _CHANNELS], largest, keepdims=1),
+        _node("Div", [balanced, largest], shares),
+        _node("QuantizeLinear", [shares, _STEP, _ZERO], hidden + _QUANTIZED),
+    ]
+
+
+def _product(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
+    hidden, output = node.input[0], node.output[0]
+    values, scales, zeros = _add_columns(model, node.input[1], quantized.values, quantized.scales)
+    inputs = [hidden + _QUANTIZED, values, _STEP, scales, _ZERO, zeros]
+    steps = f"{output}/of_integers"
+    return [
+        _node("MatMulIntegerToFloat", inputs, steps, domain=graph.MICROSOFT),
+        _scaled(node, steps),
+    ]
+
+
+def _scaled(node: NodeProto, product: str) -> NodeProto:
+    # Under the old node's name: whoever looks for a layer finds where its outputs come from.
+    inputs = [product, node.input[0] + _LARGEST]
+    return helper.make_node("Mul", inputs, list(node.output), name=node.name)
+
+
+def _blocks(
+    model: ModelProto, node: NodeProto, weights: Floats, block_size: int
+) -> list[NodeProto]:
+    inputs, outputs = weights.shape
+    values, scales = quantize_rows(np.ascontiguousarray(weights.T), block_size)
+    names = f"{node.input[1]}/values", f"{node.input[1]}/scales"
+    _add(model, names[0], values.reshape(outputs, -1, block_size))
+    _add(model, names[1], scales)
+    size = {"K": inputs, "N": outputs, "bits": 8, "block_size": block_size, "accuracy_level": 4}
+    return [
+        helper.make_node(
+            "MatMulNBits", [node.input[0], *names], list(node.output),
+            name=node.name, domain=graph.MICROSOFT, **size,
+        )
+    ]  # fmt: skip
+
+
+def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
+    """Return the head's product with one row of weights per token, as the embedding reads them.
+
+    Only ``QGemm`` takes weights in that order, and only matrices.
+    """
+    hidden, output = node.input[0], node.output[0]
+    rows = np.ascontiguousarray(quantized.values.T)
+    values, scales, zeros = _add_columns(model, node.input[1], rows, quantized.scales)
+    _tie_embedding(model, values, scales, hidden + _INVERSE)
+    own = f"{output}/of_integers"
+    outputs, inputs = rows.shape
+    _add(model, _AS_MATRIX, np.array([-1, inputs], np.int64))
+    _add(model, f"{own}/width", np.array([outputs], np.int64))
+    matrix = [f"{own}/inputs", _STEP, _ZERO, values, scales, zeros]
+    return [
+        _node("Reshape", [hidden + _QUANTIZED, _AS_MATRIX], f"{own}/inputs"),
+        _node("QGemm", matrix, f"{own}/matrix", domain=graph.MICROSOFT, transB=1),
+        _node("Shape", [hidden], f"{own}/rows", start=0, end=2),
+        _node("Concat", [f"{own}/rows", f"{own}/width"], f"{own}/shape", axis=0),
+        _node("Reshape", [f"{own}/matrix", f"{own}/shape"], own, allowzero=1),
+        _scaled(node, own),
+    ]
+
+
+def _tie_embedding(model: ModelProto, values: str, scales: str, inverse_factors: str) -> None:
+    gather = next(node for node in model.graph.node if node.name == _EMBEDDING)
+    table, ids = gather.input
+    own = _EMBEDDING.removesuffix("/Gather")
+    row, steps, scale = f"{own}/row", f"{own}/steps", f"{own}/scale"
+    lookup = [
+        _node("Gather", [values, ids], row),
+        _node("DequantizeLinear", [row, _ONE, _ZERO], steps),
+        _node("Gather", [scales, ids], scale),
+        _node("Unsqueeze", [scale, _CHANNELS], f"{scale}/column"),
+        _node("Mul", [steps, f"{scale}/column"], f"{own}/balanced"),
+        helper.make_node(
+            "Mul", [f"{own}/balanced", inverse_factors], list(gather.output), name=gather.name
+        ),
+    ]
+    graph.replace(model, gather, lookup)
+    for node in [node for node in model.graph.node if table in node.output]:
+        model.graph.node.remove(node)  # the head's weights, transposed
+
+
+def _add_columns(
+    model: ModelProto, name: str, values: NDArray[np.uint8], scales: Floats
+) -> tuple[str, str, str]:
+    names = f"{name}/values", f"{name}/scales", f"{name}/zeros"
+    _add(model, names[0], values)
+    _add(model, names[1], scales)
+    _add(model, names[2], np.full(len(scales), columns.ZERO, np.uint8))
+    return names
+
+
+def _add(model: ModelProto, name: str, value: Any) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+
+def _node(
+    operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any
+) -> NodeProto:
+    return helper.make_node(
+        operator, inputs, [output], name=f"{output}/{operator}", domain=domain, **attributes
+    )

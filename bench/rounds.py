@@ -49,7 +49,7 @@ FULL = Plan(
     streams=(1, 2, 4, 8, 16),
     remote_streams=(1, 8),
     memory_streams=8,
-    tokens=48,
+    tokens=32,
     prefills=(128, 512),
     evaluated=1024,
 )

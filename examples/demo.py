@@ -72,7 +72,7 @@ def serving(store: Path, *options: str) -> Iterator[str]:
     sys.stdout.write(f"\n$ outpost serve --store {shown} &\n")
     sys.stdout.flush()
     command = [bundles.executable("outpost"), "serve", "--store", str(store), *options]
-    command += ["--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+    command += ["--address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
     log = store.with_suffix(".log")
     with log.open("w") as output:
         server = subprocess.Popen(command, stderr=output)  # noqa: S603 - our own command

@@ -9,6 +9,8 @@ OutpostError
 ├── UnavailableError       this model or server is closing or closed
 ├── BundleError            the bundle is damaged, incomplete or foreign: get another
 ├── StoreError             the store on this device cannot be used as asked
+├── TrustError             what came is not signed, not newer or not for this box: use nothing of it
+├── FetchError             a source failed: go on later, or from another source
 ├── ExecutionError         the model failed while it ran
 └── ConfigurationError     change a setting or an option
 
@@ -73,6 +75,14 @@ class BundleError(OutpostError):
 
 class StoreError(OutpostError):
     """The store on this device cannot be used as asked."""
+
+
+class TrustError(OutpostError):
+    """What came from outside may not be used: unsigned, expired, rolled back, or for another box."""
+
+
+class FetchError(OutpostError):
+    """A source of bytes failed; another source, or the same one later, may do."""
 
 
 class ExecutionError(OutpostError):

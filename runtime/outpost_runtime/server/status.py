@@ -21,10 +21,12 @@ from outpost_runtime.errors import (
     ConfigurationError,
     DeadlineError,
     ExecutionError,
+    FetchError,
     InvalidInputError,
     NotFoundError,
     OutpostError,
     StoreError,
+    TrustError,
     UnavailableError,
     UnsupportedError,
 )
@@ -39,7 +41,9 @@ STATUS_CODES: dict[type[OutpostError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     BundleError: grpc.StatusCode.FAILED_PRECONDITION,
     StoreError: grpc.StatusCode.FAILED_PRECONDITION,
+    TrustError: grpc.StatusCode.FAILED_PRECONDITION,
     ConfigurationError: grpc.StatusCode.FAILED_PRECONDITION,
+    FetchError: grpc.StatusCode.UNAVAILABLE,
     ExecutionError: grpc.StatusCode.INTERNAL,
 }
 

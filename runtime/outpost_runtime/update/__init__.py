@@ -1,0 +1,1 @@
+"""The life of an update: fetched, verified, stored, activated, or refused."""

@@ -78,7 +78,7 @@ class StoreError(OutpostError):
 
 
 class TrustError(OutpostError):
-    """What came from outside may not be used: unsigned, expired, rolled back, or for another box."""
+    """What came may not be used: unsigned, expired, rolled back, or for another box."""
 
 
 class FetchError(OutpostError):

@@ -1,0 +1,1 @@
+"""From a bundle to a repository: keys, blocks, deltas, signed metadata."""

@@ -13,7 +13,7 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,6 +36,12 @@ from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.model import TextModel
 
 DRAIN_SECONDS = 30.0
+"""How long answers of a model go on that is unloaded, or has to make room."""
+
+LAST_ANSWERS_SECONDS = 600.0
+"""The same of a model that has been replaced: it is in nobody's way but the memory's."""
+
+_OPENING_SECONDS = 2.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,6 +106,7 @@ class Models:
         self._precedence = Precedence()
         self._served: dict[str, _Served] = {}
         self._states: dict[str, tuple[State, str]] = {}
+        self._retiring: dict[threading.Thread, Model] = {}
         self._changing = threading.RLock()
         self._closed = False
 
@@ -122,9 +129,20 @@ class Models:
         if not name:
             raise NotFoundError("The request names no model.", hint=self._names())
         served = self._served.get(name)
+        if served is None and self._states.get(name, (None, ""))[0] is State.LOADING:
+            raise BusyError(
+                f"The model '{name}' is being opened.",
+                hint="Try again in a moment.",
+                retry_after=_OPENING_SECONDS,
+            )
         if served is None:
             raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
         return served.model
+
+    def is_served(self, model: Model) -> bool:
+        """Say whether a model that somebody got before is still what answers to its name."""
+        served = self._served.get(model.bundle.manifest.name)
+        return served is not None and served.model is model
 
     def touch(self, name: str) -> None:
         """Note that somebody uses a model: what has not been used longest makes room first."""
@@ -205,8 +223,7 @@ class Models:
             UnavailableError: The server is stopping.
         """
         with self._changing:
-            if self._closed:
-                raise UnavailableError("The server is stopping.")
+            self._check_open()
             if name not in self._store.names():
                 raise NotFoundError(
                     f"The store has no model '{name}'.", hint="Bring it with 'outpost add'."
@@ -219,6 +236,42 @@ class Models:
                 self._states[name] = State.READY if served else State.UNAVAILABLE, str(error)
                 raise
             self._states[name] = State.READY, ""
+
+    def replace(
+        self,
+        name: str,
+        bundle: Bundle,
+        adapters: Sequence[Bundle],
+        accept: Callable[[Model], None],
+    ) -> None:
+        """Open a bundle beside what is served under its name, and serve it if it is accepted.
+
+        Running answers of the one before end with it. Where the memory does not suffice for
+        both, the one before goes first, and comes back if the new one is not accepted.
+
+        Args:
+            bundle: Not verified yet.
+            adapters: Of this bundle, loaded before it is accepted.
+            accept: Gets the opened model, which serves nobody; raises what is wrong with it.
+
+        Raises:
+            OutpostError: It cannot be opened, or what ``accept`` raises; what was served before is
+                served still.
+        """
+        with self._changing:
+            self._check_open()
+            before = self._states.get(name)
+            self._states[name] = State.LOADING, ""
+            try:
+                self._swap(name, bundle, adapters, accept)
+            except BaseException:
+                self._states.pop(name)
+                if before is not None:
+                    self._states[name] = before
+                raise
+            self._states[name] = State.READY, ""
+            for adapter in adapters:
+                self._states[adapter.manifest.name] = State.READY, ""
 
     def unload(self, name: str) -> None:
         """Stop serving a model or an adapter; what it has begun is answered for some time.
@@ -275,9 +328,13 @@ class Models:
             self._closed = True
             for name in list(self._served):
                 self._close(name, drain_seconds=0)
+            for thread, model in list(self._retiring.items()):
+                if isinstance(model, TextModel):
+                    model.engine.close()  # which ends its waiting for answers
+                thread.join(DRAIN_SECONDS)
 
     def _load(self, name: str) -> None:
-        bundle = self._store.bundle(self._store.slot(name).active)
+        bundle = self._store.active(name)
         if isinstance(bundle.manifest.interface, AdapterInterface):
             verify(bundle)
             self._load_adapter(bundle, bundle.manifest.interface)
@@ -285,12 +342,22 @@ class Models:
         before = self._served.get(name)
         if before is not None and before.model.bundle.digest == bundle.digest:
             return
+        self._swap(name, bundle, (), lambda _: None)
+
+    def _swap(
+        self,
+        name: str,
+        bundle: Bundle,
+        adapters: Sequence[Bundle],
+        accept: Callable[[Model], None],
+    ) -> None:
+        before = self._served.get(name)
         settings = self._settings(name)
         verify(bundle)
         needed = expected_bytes(bundle, settings)
         self._make_room(name, needed)
         try:
-            model = open_model(bundle, settings, self._precedence)
+            model = self._tried(bundle, settings, adapters, accept)
         except BaseException:
             self._budget.release(name, needed)
             if before is not None and name not in self._served:
@@ -300,9 +367,41 @@ class Models:
         self._served[name] = _Served(model=model, bytes=needed)
         if before is not None and still is before:
             self._mark_adapters(before.model)
-            before.model.close(drain_seconds=DRAIN_SECONDS)
+            self._retire(name, before)
+
+    def _retire(self, name: str, before: _Served) -> None:
+        """Let what has been replaced end its answers, which nobody else has to wait for."""
+
+        def end() -> None:
+            before.model.close(drain_seconds=LAST_ANSWERS_SECONDS)
             self._budget.release(name, before.bytes)
+            self._retiring.pop(thread, None)
             give_back_soon()
+
+        thread = threading.Thread(target=end, name=f"retiring {name}", daemon=True)
+        self._retiring[thread] = before.model
+        thread.start()
+
+    def _tried(
+        self,
+        bundle: Bundle,
+        settings: ModelSettings,
+        adapters: Sequence[Bundle],
+        accept: Callable[[Model], None],
+    ) -> Model:
+        model = open_model(bundle, settings, self._precedence)
+        try:
+            for adapter in adapters:
+                _load_adapter_into(model, adapter)
+            accept(model)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UnavailableError("The server is stopping.")
 
     def _open(self, name: str, bundle: Bundle, needed: int) -> None:
         self._budget.promise(name, needed)
@@ -371,7 +470,7 @@ class Models:
 
     def _is_adapter(self, name: str) -> bool:
         try:
-            bundle = self._store.bundle(self._store.slot(name).active)
+            bundle = self._store.active(name)
         except OutpostError:
             return False
         return isinstance(bundle.manifest.interface, AdapterInterface)
@@ -385,12 +484,19 @@ class Models:
         if served is not None:
             return served.model.bundle.manifest.version
         try:
-            return self._store.bundle(self._store.slot(name).active).manifest.version
+            return self._store.active(name).manifest.version
         except (NotFoundError, BundleError, StoreError):
             return ""
 
     def _names(self) -> str:
         return f"Models here: {', '.join(sorted(self._served)) or 'none'}."
+
+
+def _load_adapter_into(model: Model, adapter: Bundle) -> None:
+    verify(adapter)
+    if not isinstance(model, TextModel):
+        raise UnsupportedError(f"'{model.bundle.manifest.name}' takes no adapters.")
+    model.load_adapter(adapter)
 
 
 def names_of(models: Iterable[Model]) -> str:

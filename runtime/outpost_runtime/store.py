@@ -4,11 +4,11 @@
 
     STORE/bundles/<digest>/…      verified bundles, read-only from then on
     STORE/bundles/.incoming-*     a bundle on its way in; swept at the next change
-    STORE/slots/<name>.json       {"active": digest, "previous": digest or null}
+    STORE/slots/<name>.json       what a name points at; see update/slot_files.py
     STORE/.lock                   held by whoever changes the store
 
-A change is visible only by the atomic replacement of a slot file, which comes
-last. Whatever is cut off before it leaves the store as it was.
+A change is visible only by the replacement of slot files, which comes last.
+Whatever is cut off before it leaves the store as it was.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from outpost_runtime.bundle import (
@@ -31,22 +32,16 @@ from outpost_runtime.bundle import (
     verify,
     write_durably,
 )
-from outpost_runtime.documents import canonical_json, parse_json_object
-from outpost_runtime.errors import BundleError, InvalidInputError, NotFoundError, StoreError
+from outpost_runtime.errors import BundleError, NotFoundError, StoreError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
+from outpost_runtime.update.activation import Change
+from outpost_runtime.update.slot_files import SlotFiles
+from outpost_runtime.update.slots import Event, Slot
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
 _SPARE_BYTES = 16 << 20
 """Left free on the disk by every change, for slot files, logs and the box's own life."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slot:
-    """What a model name points at."""
-
-    active: str
-    previous: str | None
 
 
 class Store:
@@ -59,7 +54,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._bundles = folder / "bundles"
-        self._slots = folder / "slots"
+        self._files = SlotFiles(folder)
 
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
@@ -91,8 +86,8 @@ class Store:
         return stored
 
     def names(self) -> list[str]:
-        """Return every model name that has a slot."""
-        return sorted(path.name.removesuffix(".json") for path in self._slots.glob("*.json"))
+        """Return every model name that has an active bundle."""
+        return [name for name in self._files.names() if self._is_active(name)]
 
     def slot(self, name: str) -> Slot:
         """Return what a model name points at.
@@ -101,7 +96,51 @@ class Store:
             NotFoundError: There is no slot of that name.
             StoreError: The slot file is damaged.
         """
-        return _read_slot(self._slots / f"{name}.json")
+        return self._files.read(name)
+
+    def slots(self) -> dict[str, Slot]:
+        """Return every slot by name, without damaged ones, which name nothing."""
+        found = {}
+        for name in self._files.names():
+            with contextlib.suppress(StoreError, NotFoundError):
+                found[name] = self.slot(name)
+        return found
+
+    def active(self, name: str) -> Bundle:
+        """Return the bundle that is served under a name; its files are not checked.
+
+        Raises:
+            NotFoundError: There is none.
+            StoreError: The slot file is damaged.
+            BundleError: The bundle is not here, or its manifest is damaged.
+        """
+        slot = self.slot(name)
+        if slot.active is None:
+            raise NotFoundError(
+                f"'{name}' has no bundle that has passed its gate.",
+                hint="'outpost history' says why.",
+            )
+        return self.bundle(slot.active)
+
+    def change(self, decide: Callable[[dict[str, Slot]], Change | None]) -> Change | None:
+        """Move slots: all that the change names, or none of them.
+
+        Args:
+            decide: Gets every slot as it is while nobody else can change it; None changes nothing.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._changing():
+            change = decide(self.slots())
+            if change is not None:
+                self._files.apply(change)
+                self._collect()
+        return change
+
+    def history(self) -> list[dict[str, object]]:
+        """Return what became of this store's bundles, oldest first."""
+        return self._files.history()
 
     def bundle(self, digest: str) -> Bundle:
         """Return a bundle of this store; its files are not checked.
@@ -114,20 +153,27 @@ class Store:
             raise BundleError(f"{bundle.folder / MANIFEST_NAME} was changed in the store.")
         return bundle
 
+    def _is_active(self, name: str) -> bool:
+        try:
+            return self.slot(name).active is not None
+        except NotFoundError:
+            return False
+        except StoreError:  # its loading says what is wrong
+            return True
+
     def _check_base(self, bundle: Bundle) -> None:
         interface = bundle.manifest.interface
         if not isinstance(interface, AdapterInterface):
             return
         name = bundle.manifest.name
-        for other in self.names():
-            with contextlib.suppress(StoreError):  # a damaged slot names nothing
-                if other != name and self.slot(other).active == interface.base:
-                    return
-        raise StoreError(
-            f"The adapter '{name}' needs its base '{interface.base_name}' ({interface.base[:12]}), "
-            "which is not active in the store under a name of its own.",
-            hint="Add the base's bundle first; the store is as it was.",
-        )
+        active = {slot.active for other, slot in self.slots().items() if other != name}
+        if interface.base not in active:
+            raise StoreError(
+                f"The adapter '{name}' needs its base '{interface.base_name}' "
+                f"({interface.base[:12]}), which is not active in the store under a name of "
+                "its own.",
+                hint="Add the base's bundle first; the store is as it was.",
+            )
 
     def _stored(self, digest: str) -> Bundle | None:
         # A bundle that is here and still right is not copied again; a damaged one is replaced.
@@ -173,35 +219,39 @@ class Store:
 
     def _activate(self, bundle: Bundle) -> None:
         name = bundle.manifest.name
-        path = self._slots / f"{name}.json"
-        try:
-            before = self.slot(name)
-        except (NotFoundError, StoreError):  # a damaged slot is healed by a new one
-            before = Slot(active="", previous=None)
+        before = self.slots().get(name, Slot())  # a damaged slot is healed by a new one
         if before.active != bundle.digest:
-            slot = {"active": bundle.digest, "previous": before.active or None}
-            write_durably(path, canonical_json(slot))
+            slot = replace(
+                before,
+                active=bundle.digest,
+                release=0,
+                previous=before.active,
+                previous_release=before.release,
+                probation=None,
+                candidate=None,
+            )
+            event = Event(at=int(time.time()), name=name, what="added", bundle=bundle.digest)
+            self._files.apply(Change(slots={name: slot}, events=(event,)))
 
     def _collect(self) -> None:
-        try:
-            slots = [self.slot(name) for name in self.names()]
-        except StoreError:
-            return  # nobody knows what the damaged slot still needs
-        kept = {digest for slot in slots for digest in (slot.active, slot.previous)}
-        for path in self._bundles.iterdir():
-            if path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+        if len(self.slots()) < len(self._files.names()):
+            return  # what a damaged slot names is unknown; keep everything
+        kept = {digest for slot in self.slots().values() for digest in slot.names()}
+        for folder in self._bundles.iterdir():
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         try:
-            for folder in (self._bundles, self._slots):
+            for folder in (self._bundles, self._files.slots):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder)
             sync_folder(self.folder.parent)
             with (self.folder / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._sweep()
+                self._files.redo()
                 yield
         except OSError as error:
             raise StoreError(
@@ -212,20 +262,3 @@ class Store:
     def _sweep(self) -> None:
         for path in self._bundles.glob(".incoming-*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _read_slot(path: Path) -> Slot:
-    try:
-        reader = parse_json_object(path.read_bytes(), path=str(path))
-        slot = Slot(
-            active=reader.string("active"), previous=reader.optional("previous", reader.string)
-        )
-        reader.end()
-    except FileNotFoundError:
-        raise NotFoundError(f"There is no model '{path.stem}' in the store.") from None
-    except (InvalidInputError, OSError) as error:
-        raise StoreError(
-            f"The slot file {path} is damaged: {error}",
-            hint="Add the model's bundle again.",
-        ) from error
-    return slot

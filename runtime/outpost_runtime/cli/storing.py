@@ -99,7 +99,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
 def _row(store: Store, name: str) -> dict[str, Any]:
     try:
-        bundle = store.bundle(store.slot(name).active)
+        bundle = store.active(name)
     except OutpostError as error:
         unknown = dict.fromkeys(("version", "target", "task", "digest"), "?")
         return {"name": name, **unknown, "size": 0, "state": error.message}
@@ -121,7 +121,7 @@ def _check(parsed: argparse.Namespace) -> int:
 
     store = Store(parsed.store)
     for name in parsed.models or store.names():
-        bundle = store.bundle(store.slot(name).active)
+        bundle = store.active(name)
         verify(bundle)
         interface = bundle.manifest.interface
         if isinstance(interface, AdapterInterface):

@@ -7,6 +7,7 @@ import grpc
 from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc
 
 from outpost_runtime.embeddings import EmbeddingModel, place
+from outpost_runtime.errors import UnavailableError
 from outpost_runtime.models import Models
 from outpost_runtime.server.waiting import result_of
 
@@ -25,7 +26,17 @@ class EmbeddingsService(embeddings_pb2_grpc.EmbeddingsServicer):
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002 - gRPC's signature
     ) -> embeddings_pb2.EmbedResponse:
         """Return one vector per text; a cancelled call drops what has not been run."""
-        model = self._models.get_as(request.model, EmbeddingModel, SERVICE)
+        while True:
+            model = self._models.get_as(request.model, EmbeddingModel, SERVICE)
+            try:
+                return await self._embed(request, model)
+            except UnavailableError:
+                if self._models.is_served(model):
+                    raise  # else another one has taken its place, and answers
+
+    async def _embed(
+        self, request: embeddings_pb2.EmbedRequest, model: EmbeddingModel
+    ) -> embeddings_pb2.EmbedResponse:
         encoded = await asyncio.to_thread(model.encode, list(request.texts))
         batches = model.submit(encoded)
         name = model.engine.outputs[0].name

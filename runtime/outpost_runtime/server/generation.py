@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from outpost.v1 import text_pb2
 
-from outpost_runtime.errors import InvalidInputError
+from outpost_runtime.errors import InvalidInputError, UnavailableError
 from outpost_runtime.models import Models
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.text import engine
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.chat import Message
 from outpost_runtime.text.constraint import Constraint, ConstraintKind
@@ -56,19 +57,16 @@ class Generation:
         Raises:
             OutpostError: The request is refused, or fails.
         """
-        model, adapter = self._models.text(request.model, request.adapter)
-        loop = asyncio.get_running_loop()
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
-        # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
-        # compiling a schema may take seconds that other tokenizing should not wait.
-        threads = self._compiling if request.HasField("constraint") else None
-        text_request = await loop.run_in_executor(
-            threads, to_text_request, request, model, adapter, deadline
-        )
         events: asyncio.Queue[Event] = asyncio.Queue()
-        generation = model.engine.submit(
-            text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-        )
+        while True:
+            model, adapter = self._models.text(request.model, request.adapter)
+            try:
+                generation = await self._submit(request, model, adapter, deadline, events)
+                break
+            except UnavailableError:
+                if self._models.is_served(model):
+                    raise  # else another one has taken its place, and answers
         try:
             while isinstance(event := await events.get(), TokenEvent):
                 yield event
@@ -78,6 +76,25 @@ class Generation:
             raise event.error
         self._metrics.finished(request.model, event)
         yield event
+
+    async def _submit(
+        self,
+        request: text_pb2.GenerateRequest,
+        model: TextModel,
+        adapter: ShelvedAdapter | None,
+        deadline: float | None,
+        events: "asyncio.Queue[Event]",
+    ) -> engine.Generation:
+        # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
+        # compiling a schema may take seconds that other tokenizing should not wait.
+        loop = asyncio.get_running_loop()
+        threads = self._compiling if request.HasField("constraint") else None
+        text_request = await loop.run_in_executor(
+            threads, to_text_request, request, model, adapter, deadline
+        )
+        return model.engine.submit(
+            text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+        )
 
 
 def to_text_request(

@@ -16,6 +16,7 @@ from outpost_runtime.errors import (
     ExecutionError,
     InvalidInputError,
     NotFoundError,
+    UnavailableError,
     UnsupportedError,
 )
 from outpost_runtime.models import Models
@@ -185,7 +186,17 @@ class Inference:
         Raises:
             OutpostError: The request is refused, or the model fails.
         """
-        model = self.model(request.model, request.version)
+        while True:
+            model = self.model(request.model, request.version)
+            try:
+                return await self._infer(request, model, seconds_left)
+            except UnavailableError:
+                if self._models.is_served(model):
+                    raise  # else another one has taken its place, and answers
+
+    async def _infer(
+        self, request: InferRequest, model: Model, seconds_left: float | None
+    ) -> InferResponse:
         self._models.touch(request.model)
         if isinstance(model, TextModel):
             raise UnsupportedError(

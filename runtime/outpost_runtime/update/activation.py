@@ -1,0 +1,260 @@
+"""How bundles move through a slot: pure, a slot and a moment in, a slot and history out.
+
+::
+
+    candidate ── gate ──→ active, on probation ──→ active, committed
+        │                     │
+        └── refused           └── back to the previous one, refused
+
+Rules:
+
+1. What is served changes only from a committed bundle to one that has passed the gate, or back.
+2. The previous bundle stays until the next one is activated.
+3. A bundle that failed is not tried again on this box, until a person says so.
+4. Going back needs no network, no key and nobody.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from outpost_runtime.errors import StoreError
+from outpost_runtime.update.slots import (
+    MAX_REFUSALS,
+    Behaviour,
+    Candidate,
+    Event,
+    Probation,
+    Refusal,
+    Slot,
+)
+
+MOST_STARTS = 3
+"""Servers that may open a bundle on probation and die; the next one goes back."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """Slots as they shall be, by name, and what is said about it."""
+
+    slots: Mapping[str, Slot]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbationLimits:
+    """When a bundle on probation is committed, and when it goes back.
+
+    Attributes:
+        seconds: How long it is watched.
+        enough: Requests below which figures say nothing.
+        failures: Share of failed requests that is always tolerated.
+        slower: How many times the compute time per unit of the bundle before is tolerated.
+    """
+
+    seconds: int = 600
+    enough: int = 20
+    failures: float = 0.05
+    slower: float = 2.0
+
+
+class Verdict(enum.Enum):
+    """What becomes of a bundle on probation."""
+
+    WATCH = enum.auto()
+    COMMIT = enum.auto()
+    BACK = enum.auto()
+
+
+def stage(name: str, slot: Slot, candidate: Candidate, now: int) -> Change:
+    """Let a verified bundle wait for the gate; it takes the place of one that waits already.
+
+    Raises:
+        StoreError: The slot is pinned, or the bundle has failed here before.
+    """
+    if slot.pinned:
+        raise StoreError(
+            f"'{name}' is pinned to what it serves.", hint=f"Release it: outpost unpin {name}"
+        )
+    refusal = slot.refusal(candidate.bundle)
+    if refusal is not None:
+        raise StoreError(
+            f"This bundle of '{name}' has failed here before: {refusal.reason}",
+            hint="Publish a better one, or try it again by hand with 'outpost activate'.",
+        )
+    return _change(name, replace(slot, candidate=candidate), now, "staged", candidate.bundle)
+
+
+def activate(
+    slots: Mapping[str, Slot], now: int, before: Mapping[str, Behaviour] | None = None
+) -> Change:
+    """Serve the candidates of some slots, which have passed the gate together.
+
+    Args:
+        slots: Each has a candidate.
+        before: How their active bundles did.
+    """
+    moved, events = {}, []
+    for name, slot in slots.items():
+        candidate = slot.candidate
+        assert candidate is not None  # noqa: S101 - the caller's duty
+        seen = (before or {}).get(name, Behaviour())
+        moved[name] = replace(slot, candidate=None, release=candidate.release)
+        if candidate.bundle != slot.active:
+            committed = slot.probation is None
+            moved[name] = replace(
+                slot,
+                candidate=None,
+                active=candidate.bundle,
+                release=candidate.release,
+                previous=slot.active if committed else slot.previous,
+                previous_release=slot.release if committed else slot.previous_release,
+                probation=Probation(since=now, before=seen),
+            )
+        events.append(Event(at=now, name=name, what="activated", bundle=candidate.bundle))
+    return Change(slots=moved, events=tuple(events))
+
+
+def refuse(name: str, slot: Slot, reason: str, now: int) -> Change:
+    """Let a candidate that has failed at the gate go, for good."""
+    assert slot.candidate is not None  # noqa: S101 - the caller's duty
+    bundle = slot.candidate.bundle
+    refused = _refused(slot, bundle, reason, now)
+    return _change(
+        name, replace(slot, candidate=None, refused=refused), now, "refused", bundle, reason
+    )
+
+
+def drop(name: str, slot: Slot, reason: str, now: int) -> Change:
+    """Let a candidate go that could not be tried; it may come again."""
+    assert slot.candidate is not None  # noqa: S101 - the caller's duty
+    return _change(
+        name, replace(slot, candidate=None), now, "dropped", slot.candidate.bundle, reason
+    )
+
+
+def exhausted(slot: Slot) -> bool:
+    """Say whether so many servers have died with the active bundle that it has to be left."""
+    return slot.probation is not None and slot.probation.starts >= MOST_STARTS
+
+
+def begin(name: str, slot: Slot) -> Change | None:
+    """Note that a server is about to open the active bundle; None where nothing is to note."""
+    if slot.probation is None:
+        return None
+    probation = replace(slot.probation, starts=slot.probation.starts + 1)
+    return Change(slots={name: replace(slot, probation=probation)}, events=())
+
+
+def end(name: str, slot: Slot) -> Change | None:
+    """Note that a server which had opened the active bundle stops in order."""
+    if slot.probation is None or slot.probation.starts == 0:
+        return None
+    probation = replace(slot.probation, starts=slot.probation.starts - 1)
+    return Change(slots={name: replace(slot, probation=probation)}, events=())
+
+
+def judge(
+    probation: Probation, seen: Behaviour, now: int, limits: ProbationLimits
+) -> tuple[Verdict, str]:
+    """Say what becomes of a bundle on probation, and why.
+
+    Args:
+        seen: How it has done since it was activated, by this server.
+        now: A clock that was set back only makes the probation longer.
+    """
+    total = seen.requests + seen.failures
+    if total >= limits.enough:
+        share, usual = seen.failures / total, _failure_share(probation.before)
+        if share > max(limits.failures, 2 * usual):
+            return Verdict.BACK, f"{share:.0%} of {total} requests failed."
+        pace, before = _pace(seen), _pace(probation.before)
+        if before and pace > limits.slower * before:
+            times = pace / before
+            return Verdict.BACK, f"It takes {times:.1f} times as long as the bundle before it."
+    if now - probation.since >= limits.seconds:
+        return Verdict.COMMIT, f"{total} requests in {now - probation.since} s."
+    return Verdict.WATCH, ""
+
+
+def commit(name: str, slot: Slot, reason: str, now: int) -> Change:
+    """Trust the active bundle."""
+    return _change(name, replace(slot, probation=None), now, "committed", slot.active, reason)
+
+
+def back(slots: Mapping[str, Slot], reason: str, now: int) -> Change:
+    """Serve the previous bundles again, and refuse the active ones.
+
+    Args:
+        slots: That have moved together: a base and its adapters. One without a previous bundle
+            serves nothing afterwards.
+    """
+    moved, events = {}, []
+    for name, slot in slots.items():
+        bundle = slot.active
+        assert bundle is not None  # noqa: S101 - the caller's duty
+        moved[name] = replace(
+            slot,
+            active=slot.previous,
+            previous=None,
+            release=slot.previous_release,
+            previous_release=0,
+            probation=None,
+            refused=_refused(slot, bundle, reason, now),
+        )
+        events.append(Event(at=now, name=name, what="back", bundle=bundle, reason=reason))
+    return Change(slots=moved, events=tuple(events))
+
+
+def forgive(name: str, slot: Slot, bundle: str, now: int) -> Change:
+    """Let a refused bundle be tried again."""
+    refused = tuple(refusal for refusal in slot.refused if refusal.bundle != bundle)
+    return _change(name, replace(slot, refused=refused), now, "forgiven", bundle)
+
+
+def pin(name: str, slot: Slot, now: int) -> Change:
+    """Take no update until it is released; a candidate that waits is let go."""
+    return _change(name, replace(slot, pinned=True, candidate=None), now, "pinned", slot.active)
+
+
+def unpin(name: str, slot: Slot, now: int) -> Change:
+    """Take updates again."""
+    return _change(name, replace(slot, pinned=False), now, "unpinned", slot.active)
+
+
+def moving_together(slots: Mapping[str, Slot]) -> list[tuple[str, ...]]:
+    """Group the slots with candidates: a base stands before the adapters that move with it.
+
+    An adapter whose new base is neither active nor among the candidates waits.
+    """
+    waiting = {name: slot.candidate for name, slot in slots.items() if slot.candidate is not None}
+    active = {slot.active for slot in slots.values()}
+    groups = []
+    for name, candidate in waiting.items():
+        if candidate.with_base is None:
+            followers = (n for n, c in waiting.items() if c.with_base == candidate.bundle)
+            groups.append((name, *followers))
+        elif candidate.with_base in active:
+            groups.append((name,))
+    return groups
+
+
+def _failure_share(seen: Behaviour) -> float:
+    total = seen.requests + seen.failures
+    return seen.failures / total if total else 0.0
+
+
+def _pace(seen: Behaviour) -> float:
+    return seen.seconds / seen.units if seen.units else 0.0
+
+
+def _refused(slot: Slot, bundle: str, reason: str, now: int) -> tuple[Refusal, ...]:
+    others = [refusal for refusal in slot.refused if refusal.bundle != bundle]
+    return (*others, Refusal(bundle=bundle, at=now, reason=reason))[-MAX_REFUSALS:]
+
+
+def _change(
+    name: str, slot: Slot, now: int, what: str, bundle: str | None, reason: str = ""
+) -> Change:
+    event = Event(at=now, name=name, what=what, bundle=bundle, reason=reason)
+    return Change(slots={name: slot}, events=(event,))

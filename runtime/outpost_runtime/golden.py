@@ -57,6 +57,17 @@ def check(model: Model) -> Figures:
     return asked
 
 
+def check_loaded_adapter(model: TextModel, name: str) -> Figures:
+    """Run an adapter's golden inputs through the base that has it loaded and is not serving.
+
+    Raises:
+        NotFoundError: The base has no such adapter.
+        BundleError: The answers are further off than the adapter tolerates.
+    """
+    shelved = model.adapters.get(name)
+    return _check_decoder(model.decoder, shelved.bundle, shelved.adapter.index)
+
+
 def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
     """Run an adapter's golden inputs through its base's graph for adapters, opened for this.
 
@@ -121,11 +132,11 @@ def _unusable() -> Iterator[None]:
         raise BundleError(f"The golden inputs of the bundle are not usable: {error}.") from error
 
 
-def _check_decoder(decoder: Decoder, bundle: Bundle) -> Figures:
+def _check_decoder(decoder: Decoder, bundle: Bundle, adapter: int | None = None) -> Figures:
     evidence = bundle.manifest.evidence
     tensors = load(bundle.path(evidence.golden))
     with _unusable():
-        measured = _check_text(decoder, tensors)
+        measured = _check_text(decoder, tensors, adapter)
         wanted = evidence.figures["golden_perplexity"]
         change = abs(measured["perplexity"] / wanted - 1)
         _within("agreement", -measured["agreement"], -evidence.tolerances["agreement"])
@@ -133,11 +144,11 @@ def _check_decoder(decoder: Decoder, bundle: Bundle) -> Figures:
     return measured
 
 
-def _check_text(decoder: Decoder, tensors: dict[str, Array]) -> Figures:
+def _check_text(decoder: Decoder, tensors: dict[str, Array], adapter: int | None) -> Figures:
     ids, top_tokens = tensors["input_ids"], tensors["top_tokens"]
     if not 1 < ids.size <= decoder.max_length or top_tokens.shape != (ids.size - 1,):
         raise ValueError(f"{ids.shape} tokens and {top_tokens.shape} answers do not fit")
-    result = score(decoder, [int(token) for token in ids])
+    result = score(decoder, [int(token) for token in ids], adapter=adapter)
     agreement = result.agreement(top_tokens)
     return {"agreement": agreement, "perplexity": result.perplexity}
 

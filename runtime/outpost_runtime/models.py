@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -236,6 +237,23 @@ class Models:
                 self._states[name] = State.READY if served else State.UNAVAILABLE, str(error)
                 raise
             self._states[name] = State.READY, ""
+
+    def expected_bytes(self, name: str, bundle: Bundle) -> int:
+        """Return what a bundle is expected to need when it is served under a name."""
+        return expected_bytes(bundle, self._settings(name))
+
+    @contextmanager
+    def memory_for(self, purpose: str, needed: int) -> Iterator[None]:
+        """Set bytes apart for a bundle that is opened for something else than serving.
+
+        Raises:
+            BusyError: There is not so much left.
+        """
+        self._budget.promise(purpose, needed)
+        try:
+            yield
+        finally:
+            self._budget.release(purpose)
 
     def replace(
         self,

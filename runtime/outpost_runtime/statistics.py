@@ -35,6 +35,7 @@ class Snapshot:
     Attributes:
         last_inference: Milliseconds since 1970; 0 is never.
         inference_count: Rows of successful requests.
+        units: What their time is divided by: generated tokens of texts, else rows.
         execution_count: Runs.
         success: Successful requests, from their arrival to their answer.
         fail: The same of failed ones.
@@ -44,6 +45,7 @@ class Snapshot:
 
     last_inference: int = 0
     inference_count: int = 0
+    units: int = 0
     execution_count: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -78,15 +80,25 @@ class Statistics:
             batch = self._now.batches.setdefault(rows, BatchStatistics())
             _add(batch, times)
 
-    def succeeded(self, rows: int, *, total: float, queue: float, times: RunTimes) -> None:
+    def succeeded(
+        self,
+        rows: int,
+        *,
+        total: float,
+        queue: float,
+        times: RunTimes,
+        units: int | None = None,
+    ) -> None:
         """Take in a request that was answered.
 
         Args:
+            units: Tokens that it generated, if it did.
             total: Seconds from its arrival to its answer.
             queue: Seconds that it waited for its run.
         """
         with self._lock:
             self._now.inference_count += rows
+            self._now.units += rows if units is None else units
             self._now.success.add(total)
             self._now.queue.add(queue)
             _add(self._now, times)

@@ -122,6 +122,15 @@ class Store:
             )
         return self.bundle(slot.active)
 
+    def base_of(self, digest: str) -> str | None:
+        """Return the digest of the base that an adapter's bundle hangs on; None for others.
+
+        Raises:
+            BundleError: The bundle is not here, or its manifest is damaged.
+        """
+        interface = self.bundle(digest).manifest.interface
+        return interface.base if isinstance(interface, AdapterInterface) else None
+
     def change(self, decide: Callable[[dict[str, Slot]], Change | None]) -> Change | None:
         """Move slots: all that the change names, or none of them.
 

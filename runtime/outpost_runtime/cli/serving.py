@@ -99,6 +99,7 @@ def add_commands(commands: "Commands") -> None:
 def _serve(parsed: argparse.Namespace) -> int:
     from outpost_runtime.server.address import Address  # noqa: PLC0415
     from outpost_runtime.server.app import serve_until_signal  # noqa: PLC0415
+    from outpost_runtime.update.keeper import Keeper  # noqa: PLC0415
 
     addresses = Address.parse(parsed.address), Address.parse(parsed.http_address)
     for address in addresses:
@@ -114,14 +115,18 @@ def _serve(parsed: argparse.Namespace) -> int:
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
         )
     models = _models(store, parsed)
+    keeper = Keeper(store, models)
+    keeper.begin()
     models.load_all()
+    keeper.loaded()
     if not list(models):
         models.close()
         raise ConfigurationError(
             f"None of the models in {parsed.store} could be opened.",
             hint="The messages above say why; add the bundles again.",
         )
-    asyncio.run(serve_until_signal(models, *addresses))
+    keeper.start()
+    asyncio.run(serve_until_signal(models, *addresses, before_stopping=keeper.stop))
     return 0
 
 

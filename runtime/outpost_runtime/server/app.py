@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -116,8 +117,16 @@ class Server:
         reflection.enable_server_reflection(names, self._grpc)
 
 
-async def serve_until_signal(models: Models, address: Address, http_address: Address) -> None:
+async def serve_until_signal(
+    models: Models,
+    address: Address,
+    http_address: Address,
+    before_stopping: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGINT or SIGTERM.
+
+    Args:
+        before_stopping: Called then, while everything is still served.
 
     Raises:
         ConfigurationError: An address cannot be bound.
@@ -133,4 +142,5 @@ async def serve_until_signal(models: Models, address: Address, http_address: Add
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
     _LOG.info("stopping")
+    await asyncio.to_thread(before_stopping)
     await server.stop()

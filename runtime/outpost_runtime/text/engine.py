@@ -462,7 +462,13 @@ class TextEngine:
             return
         times = RunTimes(compute_infer=event.prefill_seconds + event.decode_seconds)
         self.statistics.ran(1, times)
-        self.statistics.succeeded(1, total=total, queue=event.queue_seconds, times=times)
+        self.statistics.succeeded(
+            1,
+            total=total,
+            queue=event.queue_seconds,
+            times=times,
+            units=event.generated_tokens,
+        )
 
     def _send(self, generation: Generation, event: Event) -> None:
         # A cancelled request is forgotten at once; its sink hears nothing more.

@@ -44,17 +44,22 @@ class Score:
 
 
 def score(
-    decoder: Decoder, ids: Sequence[int], progress: Callable[[int], None] | None = None
+    decoder: Decoder,
+    ids: Sequence[int],
+    progress: Callable[[int], None] | None = None,
+    *,
+    adapter: int | None = None,
 ) -> Score:
     """Score a text on slot 0 of a decoder that nothing else is using.
 
     Args:
         ids: At least 2 token ids, at most ``decoder.max_length``.
         progress: Called with 1 after every token.
+        adapter: Index of an adapter that the decoder has, or None.
     """
     log_probabilities, top_tokens = [], []
     for position, (token, following) in enumerate(pairwise(ids)):
-        logits = decoder.decode([token], [position])[0]
+        logits = decoder.decode([token], [position], [adapter])[0]
         log_probabilities.append(log_probability(logits, following))
         top_tokens.append(int(logits.argmax()))
         if progress:

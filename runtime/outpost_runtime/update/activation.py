@@ -15,7 +15,7 @@ Rules:
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outpost_runtime.errors import StoreError
@@ -109,7 +109,7 @@ def activate(
                 release=candidate.release,
                 previous=slot.active if committed else slot.previous,
                 previous_release=slot.release if committed else slot.previous_release,
-                probation=Probation(since=now, before=seen),
+                probation=Probation(before=seen),
             )
         events.append(Event(at=now, name=name, what="activated", bundle=candidate.bundle))
     return Change(slots=moved, events=tuple(events))
@@ -146,22 +146,26 @@ def begin(name: str, slot: Slot) -> Change | None:
     return Change(slots={name: replace(slot, probation=probation)}, events=())
 
 
-def end(name: str, slot: Slot) -> Change | None:
-    """Note that a server which had opened the active bundle stops in order."""
-    if slot.probation is None or slot.probation.starts == 0:
+def end(name: str, slot: Slot, watched: int) -> Change | None:
+    """Note that a server which has served the active bundle so many seconds stops in order."""
+    if slot.probation is None:
         return None
-    probation = replace(slot.probation, starts=slot.probation.starts - 1)
+    probation = replace(
+        slot.probation,
+        starts=max(slot.probation.starts - 1, 0),
+        watched=slot.probation.watched + watched,
+    )
     return Change(slots={name: replace(slot, probation=probation)}, events=())
 
 
 def judge(
-    probation: Probation, seen: Behaviour, now: int, limits: ProbationLimits
+    probation: Probation, seen: Behaviour, watched: float, limits: ProbationLimits
 ) -> tuple[Verdict, str]:
     """Say what becomes of a bundle on probation, and why.
 
     Args:
-        seen: How it has done since it was activated, by this server.
-        now: A clock that was set back only makes the probation longer.
+        seen: How it has done in this server.
+        watched: Seconds that this server has served it, by a clock that nobody sets.
     """
     total = seen.requests + seen.failures
     if total >= limits.enough:
@@ -172,8 +176,9 @@ def judge(
         if before and pace > limits.slower * before:
             times = pace / before
             return Verdict.BACK, f"It takes {times:.1f} times as long as the bundle before it."
-    if now - probation.since >= limits.seconds:
-        return Verdict.COMMIT, f"{total} requests in {now - probation.since} s."
+    seconds = probation.watched + watched
+    if seconds >= limits.seconds:
+        return Verdict.COMMIT, f"{total} requests in {seconds:.0f} s."
     return Verdict.WATCH, ""
 
 
@@ -182,12 +187,14 @@ def commit(name: str, slot: Slot, reason: str, now: int) -> Change:
     return _change(name, replace(slot, probation=None), now, "committed", slot.active, reason)
 
 
-def back(slots: Mapping[str, Slot], reason: str, now: int) -> Change:
-    """Serve the previous bundles again, and refuse the active ones.
+def back(slots: Mapping[str, Slot], reason: str, now: int, *, may_return: bool = False) -> Change:
+    """Serve the previous bundles again.
 
     Args:
         slots: That have moved together: a base and its adapters. One without a previous bundle
             serves nothing afterwards.
+        may_return: Whether the bundles that are left may come again, as those may that only the
+            disk has damaged; others are refused.
     """
     moved, events = {}, []
     for name, slot in slots.items():
@@ -200,7 +207,7 @@ def back(slots: Mapping[str, Slot], reason: str, now: int) -> Change:
             release=slot.previous_release,
             previous_release=0,
             probation=None,
-            refused=_refused(slot, bundle, reason, now),
+            refused=slot.refused if may_return else _refused(slot, bundle, reason, now),
         )
         events.append(Event(at=now, name=name, what="back", bundle=bundle, reason=reason))
     return Change(slots=moved, events=tuple(events))
@@ -222,21 +229,35 @@ def unpin(name: str, slot: Slot, now: int) -> Change:
     return _change(name, replace(slot, pinned=False), now, "unpinned", slot.active)
 
 
-def moving_together(slots: Mapping[str, Slot]) -> list[tuple[str, ...]]:
-    """Group the slots with candidates: a base stands before the adapters that move with it.
+def moving_together(slots: Mapping[str, Slot], bases: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Group the slots whose candidates can be tried now: a base stands before its adapters.
 
-    An adapter whose new base is neither active nor among the candidates waits.
+    A base waits while an adapter of its active bundle has no candidate for the new one, and an
+    adapter while its base is neither active nor a candidate.
+
+    Args:
+        bases: Digests of the bases that active adapters hang on, by the adapters' names.
     """
     waiting = {name: slot.candidate for name, slot in slots.items() if slot.candidate is not None}
     active = {slot.active for slot in slots.values()}
     groups = []
     for name, candidate in waiting.items():
         if candidate.with_base is None:
-            followers = (n for n, c in waiting.items() if c.with_base == candidate.bundle)
-            groups.append((name, *followers))
+            followers = {n for n, c in waiting.items() if c.with_base == candidate.bundle}
+            hanging = {n for n, base in bases.items() if base == slots[name].active}
+            if hanging <= followers or candidate.bundle == slots[name].active:
+                groups.append((name, *sorted(followers)))
         elif candidate.with_base in active:
             groups.append((name,))
     return groups
+
+
+def together(changes: Sequence[Change]) -> Change | None:
+    """Make one change of several; None of none."""
+    if not changes:
+        return None
+    slots = {name: slot for change in changes for name, slot in change.slots.items()}
+    return Change(slots=slots, events=tuple(e for change in changes for e in change.events))
 
 
 def _failure_share(seen: Behaviour) -> float:

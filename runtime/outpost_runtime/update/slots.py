@@ -63,12 +63,12 @@ class Probation:
     """What is known of a new active bundle.
 
     Attributes:
-        since: Seconds since 1970.
+        watched: Seconds that servers which stopped in order have served it.
         starts: Servers that opened it and did not stop in order.
         before: How the bundle before it did.
     """
 
-    since: int
+    watched: int = 0
     starts: int = 0
     before: Behaviour = Behaviour()
 
@@ -204,7 +204,7 @@ def _candidate(reader: Reader) -> Candidate:
 def _probation(reader: Reader) -> Probation:
     before = reader.table("before")
     probation = Probation(
-        since=reader.integer("since"),
+        watched=reader.integer("watched"),
         starts=reader.integer("starts"),
         before=Behaviour(
             requests=before.integer("requests"),

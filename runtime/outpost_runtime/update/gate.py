@@ -1,0 +1,95 @@
+"""The gate: what a candidate must show on this very box before it serves anybody.
+
+1. Its files have the digests of its manifest (checked while it is opened).
+2. It answers its golden inputs as where it was built, each adapter that comes with it too.
+3. It does so in a bounded time.
+4. It does not take more memory than was set apart for it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpost_runtime import golden
+from outpost_runtime.errors import BundleError
+from outpost_runtime.opening import Model
+from outpost_runtime.text.model import TextModel
+
+_TOLERATED = 64 << 20
+"""Bytes that a process grows by for other reasons while a candidate is tried."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateLimits:
+    """What a candidate may take.
+
+    Attributes:
+        seconds: For all golden inputs together.
+        memory_factor: How many times the memory that was set apart for it is tolerated.
+    """
+
+    seconds: float = 300.0
+    memory_factor: float = 1.25
+
+
+def examine(
+    model: Model,
+    adapters: Sequence[str],
+    *,
+    expected_bytes: int,
+    bytes_before: int,
+    limits: GateLimits | None = None,
+) -> None:
+    """Ask an opened model that serves nobody whether it is what was built.
+
+    Args:
+        adapters: Names of those that it has loaded and that come with it.
+        expected_bytes: What was set apart for it.
+        bytes_before: Memory of this process before it was opened; see :func:`resident_bytes`.
+
+    Raises:
+        BundleError: It is not; the message says why.
+    """
+    limits = limits or GateLimits()
+    name = model.bundle.manifest.name
+    _in_time(lambda: _ask(model, adapters), limits.seconds, name)
+    grown, most = resident_bytes() - bytes_before, limits.memory_factor * expected_bytes
+    if grown > most + _TOLERATED:
+        raise BundleError(
+            f"'{name}' has taken {grown >> 20} MiB, and was expected to need "
+            f"{expected_bytes >> 20} MiB."
+        )
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has in use."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("the kernel says how much memory a process has")
+
+
+def _ask(model: Model, adapters: Sequence[str]) -> None:
+    golden.check(model)
+    for name in adapters:
+        assert isinstance(model, TextModel)  # noqa: S101 - it has loaded adapters
+        golden.check_loaded_adapter(model, name)
+
+
+def _in_time(act: Callable[[], None], seconds: float, name: str) -> None:
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - raised again where somebody waits for it
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name=f"gate of {name}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise BundleError(f"'{name}' did not answer its golden inputs in {seconds:.0f} s.")
+    if failures:
+        raise failures[0]

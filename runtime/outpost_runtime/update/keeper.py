@@ -1,0 +1,317 @@
+"""Keeps what a server serves in step with the slots of its store, and moves the slots on.
+
+In one round:
+
+1. What somebody else has made active (``outpost add``, ``outpost rollback``) is served.
+2. Candidates are put through the gate, a base together with its adapters, and served.
+3. Bundles on probation are judged by how they do.
+
+Only one process at a time moves slots: the one that holds ``STORE/.keeper``. Decisions are made
+in :mod:`activation`; every transition is on disk before it is acted on.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from outpost_runtime import golden
+from outpost_runtime.bundle import Bundle, verify
+from outpost_runtime.errors import (
+    BundleError,
+    ExecutionError,
+    InvalidInputError,
+    NotFoundError,
+    OutpostError,
+    UnsupportedError,
+)
+from outpost_runtime.models import Models
+from outpost_runtime.opening import Model
+from outpost_runtime.store import Store
+from outpost_runtime.update import activation
+from outpost_runtime.update.activation import Change, ProbationLimits
+from outpost_runtime.update.gate import GateLimits, examine, resident_bytes
+from outpost_runtime.update.probation import ProbationWatch, bases, going_back
+from outpost_runtime.update.slots import Behaviour, Candidate, Slot
+
+_LOG = logging.getLogger(__name__)
+_EVERY_SECONDS = 1.0
+_AGAIN_SECONDS = 60.0
+_ITS_OWN_FAULT = (BundleError, ExecutionError, InvalidInputError, UnsupportedError)
+"""What a candidate is refused for; whatever else happens is the box's, and it may try again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeeperLimits:
+    """What candidates and new bundles are measured by."""
+
+    gate: GateLimits = field(default_factory=GateLimits)
+    probation: ProbationLimits = field(default_factory=ProbationLimits)
+
+
+class Keeper:
+    """One server's, or one command's that stands in for a server.
+
+    Args:
+        models: Opened from the same store.
+        clock: Seconds since 1970.
+        monotonic: Seconds of a clock that nobody sets.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: Models,
+        limits: KeeperLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._limits = limits or KeeperLimits()
+        self._clock = clock
+        self._monotonic = monotonic
+        self._watch = ProbationWatch(
+            store, models, self._limits.probation, clock=clock, monotonic=monotonic
+        )
+        self._lock: int | None = None
+        self._active: dict[str, str | None] = {}
+        self._tried: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Note which bundles are about to be opened; call it before they are.
+
+        Those with which servers keep dying are left here.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        if self.may_move():
+            for name in self._store.slots():
+                self._store.change(partial(self._beginning, name))
+        self._active = {name: slot.active for name, slot in self._store.slots().items()}
+
+    def loaded(self) -> None:
+        """Let go back what could not be opened; call it when everything has been tried.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        if not self.may_move():
+            return
+        slots = self._store.slots()
+        hanging = bases(self._store, slots)
+        for name in sorted(slots, key=lambda name: name in hanging):
+            if slots[name].previous and self._watch.behaviour(name) is None:
+                self._store.change(partial(self._leaving_unopened, name, slots[name].active))
+        self._follow()
+
+    def start(self) -> None:
+        """Do rounds from now on, on a thread of its own."""
+        self._thread = threading.Thread(target=self._rounds, name="keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the rounds; what is on probation is noted to have been served in order."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._lock is not None:
+            try:
+                self._watch.end()
+            except OutpostError as error:
+                _LOG.error("%s", error)
+            os.close(self._lock)
+            self._lock = None
+
+    def may_move(self) -> bool:
+        """Say whether this process is the one that moves slots."""
+        if self._lock is None:
+            self._lock = _try_lock(self._store)
+        return self._lock is not None
+
+    def round(self) -> None:
+        """Do everything once.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        self._follow()
+        if not self.may_move():
+            return
+        slots = self._store.slots()
+        if any(slot.candidate for slot in slots.values()):
+            for names in activation.moving_together(slots, bases(self._store, slots)):
+                if self._may_try(slots[names[0]]):
+                    self._try_out({name: slots[name] for name in names})
+        self._watch.judge()
+
+    def _rounds(self) -> None:
+        while not self._stop.wait(_EVERY_SECONDS):
+            try:
+                self.round()
+            except Exception:  # noqa: BLE001 - what is served goes on, and so does the keeper
+                _LOG.exception("a round of the keeper failed")
+
+    def _follow(self) -> None:
+        """Serve what has become active, bases before adapters; stop what has become inactive."""
+        slots = self._store.slots()
+        changed = [name for name, slot in slots.items() if slot.active != self._active.get(name)]
+        if not changed:
+            return
+        hanging = bases(self._store, slots)
+        for name in sorted(changed, key=lambda name: name in hanging):
+            active = self._active[name] = slots[name].active
+            try:
+                if active is None:
+                    with contextlib.suppress(NotFoundError):
+                        self._models.unload(name)
+                elif name in hanging:
+                    self._models.load(name)
+                else:
+                    adapters = [each for each, base in hanging.items() if base == active]
+                    self._follow_base(name, adapters)
+            except OutpostError as error:
+                _LOG.error("the model %s is not served as it should be: %s", name, error)
+
+    def _follow_base(self, name: str, adapters: list[str]) -> None:
+        bundle = self._store.active(name)
+        with contextlib.suppress(OutpostError):
+            if self._models.get(name).bundle.digest == bundle.digest:
+                return
+        loaded = [self._store.active(each) for each in adapters]
+        self._models.replace(name, bundle, loaded, lambda _: None)
+        _LOG.info("serving %s (%s)", name, bundle.digest[:12])
+
+    def _may_try(self, slot: Slot) -> bool:
+        bundle, now = _candidate(slot).bundle, self._monotonic()
+        if now < self._tried.get(bundle, now):
+            return False
+        self._tried[bundle] = now + _AGAIN_SECONDS
+        return True
+
+    def _try_out(self, chosen: Mapping[str, Slot]) -> None:
+        """Put candidates through the gate: a base and its adapters, or one adapter."""
+        shown = ", ".join(chosen)
+        try:
+            self._pass_gate(chosen)
+        except _ITS_OWN_FAULT as error:
+            _LOG.error("the candidate of %s is refused: %s", shown, error)
+            self._store.change(partial(self._refusing, chosen, error.message))
+        except OutpostError as error:
+            _LOG.warning("the candidate of %s has to wait: %s", shown, error)
+
+    def _pass_gate(self, chosen: Mapping[str, Slot]) -> None:
+        candidates = {name: _candidate(slot) for name, slot in chosen.items()}
+        bundles = {name: self._store.bundle(c.bundle) for name, c in candidates.items()}
+        first = next(iter(chosen))
+        base = candidates[first].with_base
+        if base is None:
+            self._replace(first, bundles, chosen)
+        else:
+            self._replace_adapter(first, bundles[first], self._store.bundle(base), chosen)
+        for name in chosen:
+            self._served(name)
+
+    def _replace(
+        self, name: str, bundles: Mapping[str, Bundle], chosen: Mapping[str, Slot]
+    ) -> None:
+        adapters = [each for each in bundles if each != name]
+        before = resident_bytes()
+
+        def accept(model: Model) -> None:
+            examine(
+                model,
+                adapters,
+                expected_bytes=self._models.expected_bytes(name, bundles[name]),
+                bytes_before=before,
+                limits=self._limits.gate,
+            )
+            self._activate(chosen)
+
+        self._models.replace(name, bundles[name], [bundles[a] for a in adapters], accept)
+
+    def _replace_adapter(
+        self, name: str, adapter: Bundle, base: Bundle, chosen: Mapping[str, Slot]
+    ) -> None:
+        verify(adapter)
+        with self._models.memory_for(f"gate of {name}", base.manifest.memory_bytes):
+            golden.check_adapter(adapter, base)
+        self._activate(chosen)
+        self._models.load(name)
+
+    def _activate(self, chosen: Mapping[str, Slot]) -> None:
+        seen = {name: self._watch.behaviour(name) or Behaviour() for name in chosen}
+        now = int(self._clock())
+
+        def decide(slots: dict[str, Slot]) -> Change:
+            current = {name: slots.get(name, Slot()) for name in chosen}
+            if any(slot.candidate != chosen[name].candidate for name, slot in current.items()):
+                raise NotFoundError("The candidate has gone or changed while it was tried.")
+            return activation.activate(current, now, seen)
+
+        self._store.change(decide)
+        for name in chosen:
+            self._active[name] = self._store.slot(name).active
+
+    def _served(self, name: str) -> None:
+        slot = self._store.slot(name)
+        if slot.active is not None:
+            self._store.change(lambda slots: activation.begin(name, slots[name]))
+            self._watch.begin(name, slot.active)
+            _LOG.info("serving %s (%s), on probation", name, slot.active[:12])
+
+    def _beginning(self, name: str, slots: dict[str, Slot]) -> Change | None:
+        slot = slots.get(name, Slot())
+        if not activation.exhausted(slot):
+            return activation.begin(name, slot)
+        reason = f"{activation.MOST_STARTS} servers that had opened it have died."
+        _LOG.error("%s goes back: %s", name, reason)
+        return going_back(self._store, slots, name, reason, int(self._clock()))
+
+    def _leaving_unopened(
+        self, name: str, unopened: str | None, slots: dict[str, Slot]
+    ) -> Change | None:
+        slot = slots[name]
+        if slot.active is None or slot.active != unopened:  # it went with its base
+            return None
+        reason = "It could not be opened when the server began."
+        _LOG.error("%s goes back: %s", name, reason)
+        may_return = slot.probation is None  # it has served before: its files have been damaged
+        now = int(self._clock())
+        return going_back(self._store, slots, name, reason, now, may_return=may_return)
+
+    def _refusing(
+        self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]
+    ) -> Change | None:
+        still = {name: slots[name] for name in chosen if slots[name].candidate is not None}
+        now = int(self._clock())
+        return activation.together(
+            [activation.refuse(name, slot, reason, now) for name, slot in still.items()]
+        )
+
+
+def _candidate(slot: Slot) -> Candidate:
+    assert slot.candidate is not None  # noqa: S101 - it moves
+    return slot.candidate
+
+
+def _try_lock(store: Store) -> int | None:
+    try:
+        descriptor = os.open(store.folder / ".keeper", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,4 +1,6 @@
-"""``outpost.toml``: how single models are served, where that differs from the command's options.
+"""``outpost.toml``: how single models are served, and when the box updates.
+
+What stands here goes before the command's options; for ``[update]`` see ``update/policy.py``.
 
 ::
 
@@ -22,24 +24,39 @@ Unknown keys are errors.
 
 import tomllib
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from outpost_runtime.documents import Reader
 from outpost_runtime.errors import ConfigurationError, InvalidInputError
 from outpost_runtime.opening import ModelSettings
+from outpost_runtime.update.policy import UpdatePolicy, read_policy
 
 MAX_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the file says.
+
+    Attributes:
+        models: How a model is opened, by its name.
+        update: When the box updates.
+    """
+
+    models: Callable[[str], ModelSettings]
+    update: UpdatePolicy
+
+
 def read_settings(
-    path: Path, default: ModelSettings, names: Collection[str]
-) -> Callable[[str], ModelSettings]:
-    """Return how a model is opened, by its name.
+    path: Path, default: ModelSettings, names: Collection[str] | None = None
+) -> Settings:
+    """Read the file.
 
     Args:
-        names: Models that there are: a table for another one is a mistake.
-        default: What holds where the file says nothing.
+        default: What holds where the file says nothing of a model.
+        names: Models that there are, so that a table for another one is a mistake; None where
+            others may come.
 
     Raises:
         ConfigurationError: The file cannot be read, or something in it is wrong.
@@ -53,8 +70,9 @@ def read_settings(
         tables = reader.optional("models", reader.table)
         models = tables.named_tables() if tables else {}
         found = {name: _settings(table, default) for name, table in models.items()}
+        update = reader.optional("update", lambda key: read_policy(reader.table(key)))
         reader.end()
-        if strangers := sorted(found.keys() - set(names)):
+        if names is not None and (strangers := sorted(found.keys() - set(names))):
             raise ConfigurationError(
                 f"{path} has settings for models that the store does not have: "
                 f"{', '.join(strangers)}.",
@@ -64,7 +82,7 @@ def read_settings(
         raise ConfigurationError(f"{path} cannot be read: {error}.") from error
     except InvalidInputError as error:
         raise ConfigurationError(error.message, hint="Correct it and start again.") from error
-    return lambda name: found.get(name, default)
+    return Settings(models=lambda name: found.get(name, default), update=update or UpdatePolicy())
 
 
 def _settings(reader: Reader, default: ModelSettings) -> ModelSettings:

@@ -36,6 +36,7 @@ from outpost_runtime.errors import BundleError, NotFoundError, StoreError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
 from outpost_runtime.update.activation import Change
+from outpost_runtime.update.device import is_provisioned
 from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
@@ -75,6 +76,11 @@ class Store:
             StoreError: The store cannot be written, has no room, or has not the adapter's
                 base; it is as it was.
         """
+        if is_provisioned(self.folder):
+            raise StoreError(
+                f"{self.folder} belongs to a box that takes signed bundles only.",
+                hint="Publish the bundle and bring it with 'outpost sync' or 'outpost import'.",
+            )
         bundle = read_bundle(folder)
         check_runnable(bundle)
         check_no_strangers(bundle)

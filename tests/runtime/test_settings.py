@@ -9,7 +9,7 @@ def _read(folder, text):
     path = folder / "outpost.toml"
     path.write_text(text)
     default = ModelSettings(threads=3, tensor=TensorLimits(queue=9))
-    return read_settings(path, default, ["one", "two", "other"])
+    return read_settings(path, default, ["one", "two", "other"]).models
 
 
 def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path):

@@ -10,9 +10,12 @@ from outpost_runtime.client import DEFAULT_ADDRESS
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.update.device import is_provisioned
 
 if TYPE_CHECKING:
-    from outpost_runtime.models import Models
+    from outpost_runtime.settings import Settings
+    from outpost_runtime.update.keeper import KeeperLimits
+    from outpost_runtime.update.policy import UpdatePolicy
 
     # argparse has no public name for what add_subparsers returns.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -97,6 +100,8 @@ def add_commands(commands: "Commands") -> None:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.budget import MemoryBudget  # noqa: PLC0415 - takes a second to load
+    from outpost_runtime.models import Models  # noqa: PLC0415
     from outpost_runtime.server.address import Address  # noqa: PLC0415
     from outpost_runtime.server.app import serve_until_signal  # noqa: PLC0415
     from outpost_runtime.update.keeper import Keeper  # noqa: PLC0415
@@ -114,8 +119,10 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
         )
-    models = _models(store, parsed)
-    keeper = Keeper(store, models)
+    settings = _settings(store, parsed)
+    total = None if parsed.memory is None else parsed.memory << 20
+    models = Models(store, settings.models, budget=MemoryBudget(total), evict=parsed.evict_idle)
+    keeper = Keeper(store, models, _limits(settings.update))
     keeper.begin()
     models.load_all()
     keeper.loaded()
@@ -130,12 +137,11 @@ def _serve(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _models(store: Store, parsed: argparse.Namespace) -> "Models":
-    from outpost_runtime.budget import MemoryBudget  # noqa: PLC0415 - as above
-    from outpost_runtime.models import Models  # noqa: PLC0415
-    from outpost_runtime.opening import ModelSettings  # noqa: PLC0415
-    from outpost_runtime.settings import read_settings  # noqa: PLC0415
+def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
+    from outpost_runtime.opening import ModelSettings  # noqa: PLC0415 - as above
+    from outpost_runtime.settings import Settings, read_settings  # noqa: PLC0415
     from outpost_runtime.tensor.engine import TensorLimits  # noqa: PLC0415
+    from outpost_runtime.update.policy import UpdatePolicy  # noqa: PLC0415
 
     text = TextLimits(
         streams=parsed.streams,
@@ -147,8 +153,14 @@ def _models(store: Store, parsed: argparse.Namespace) -> "Models":
     default = ModelSettings(
         threads=parsed.threads, text=text, tensor=TensorLimits(queue=parsed.queue)
     )
-    settings = (
-        read_settings(parsed.config, default, store.names()) if parsed.config else lambda _: default
-    )
-    total = None if parsed.memory is None else parsed.memory << 20
-    return Models(store, settings, budget=MemoryBudget(total), evict=parsed.evict_idle)
+    if parsed.config is None:
+        return Settings(models=lambda _: default, update=UpdatePolicy())
+    names = None if is_provisioned(store.folder) else store.names()
+    return read_settings(parsed.config, default, names)
+
+
+def _limits(policy: "UpdatePolicy") -> "KeeperLimits":
+    from outpost_runtime.update.activation import ProbationLimits  # noqa: PLC0415
+    from outpost_runtime.update.keeper import KeeperLimits  # noqa: PLC0415
+
+    return KeeperLimits(probation=ProbationLimits(seconds=policy.probation_seconds))

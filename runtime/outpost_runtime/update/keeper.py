@@ -82,7 +82,7 @@ class Keeper:
         )
         self._lock: int | None = None
         self._active: dict[str, str | None] = {}
-        self._tried: dict[str, float] = {}
+        self._next_try: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -97,6 +97,10 @@ class Keeper:
         if self.may_move():
             for name in self._store.slots():
                 self._store.change(partial(self._beginning, name))
+        self._active = {name: slot.active for name, slot in self._store.slots().items()}
+
+    def follow_nothing(self) -> None:
+        """Take what is active as it is, served or not: for a command that stands in."""
         self._active = {name: slot.active for name, slot in self._store.slots().items()}
 
     def loaded(self) -> None:
@@ -193,9 +197,9 @@ class Keeper:
 
     def _may_try(self, slot: Slot) -> bool:
         bundle, now = _candidate(slot).bundle, self._monotonic()
-        if now < self._tried.get(bundle, now):
+        if now < self._next_try.get(bundle, now):
             return False
-        self._tried[bundle] = now + _AGAIN_SECONDS
+        self._next_try[bundle] = now + _AGAIN_SECONDS
         return True
 
     def _try_out(self, chosen: Mapping[str, Slot]) -> None:

@@ -89,14 +89,12 @@ class Keeper:
     def begin(self) -> None:
         """Note which bundles are about to be opened; call it before they are.
 
-        Those with which servers keep dying are left here.
-
-        Raises:
-            StoreError: The store cannot be written.
+        Those with which servers keep dying are left here. A disk that takes no notes keeps
+        nobody from serving.
         """
         if self.may_move():
             for name in self._store.slots():
-                self._store.change(partial(self._beginning, name))
+                self._change_if_possible(partial(self._beginning, name))
         self._active = {name: slot.active for name, slot in self._store.slots().items()}
 
     def follow_nothing(self) -> None:
@@ -104,18 +102,14 @@ class Keeper:
         self._active = {name: slot.active for name, slot in self._store.slots().items()}
 
     def loaded(self) -> None:
-        """Let go back what could not be opened; call it when everything has been tried.
-
-        Raises:
-            StoreError: The store cannot be written.
-        """
+        """Let go back what could not be opened; call it when everything has been tried."""
         if not self.may_move():
             return
         slots = self._store.slots()
         hanging = bases(self._store, slots)
         for name in sorted(slots, key=lambda name: name in hanging):
             if slots[name].previous and self._watch.behaviour(name) is None:
-                self._store.change(partial(self._leaving_unopened, name, slots[name].active))
+                self._change_if_possible(partial(self._leaving_unopened, name, slots[name].active))
         self._follow()
 
     def start(self) -> None:
@@ -250,7 +244,8 @@ class Keeper:
         with self._models.memory_for(f"gate of {name}", base.manifest.memory_bytes):
             golden.check_adapter(adapter, base)
         self._activate(chosen)
-        self._models.load(name)
+        if base.digest in {model.bundle.digest for model in self._models.texts()}:
+            self._models.load(name)
 
     def _activate(self, chosen: Mapping[str, Slot]) -> None:
         seen = {name: self._watch.behaviour(name) or Behaviour() for name in chosen}
@@ -292,6 +287,12 @@ class Keeper:
         may_return = slot.probation is None  # it has served before: its files have been damaged
         now = int(self._clock())
         return going_back(self._store, slots, name, reason, now, may_return=may_return)
+
+    def _change_if_possible(self, decide: Callable[[dict[str, Slot]], Change | None]) -> None:
+        try:
+            self._store.change(decide)
+        except OutpostError as error:
+            _LOG.error("%s", error)
 
     def _refusing(
         self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]

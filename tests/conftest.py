@@ -1,7 +1,6 @@
 """A leg that skipped everything fails: nothing was tested, and green would say otherwise."""
 
 import os
-
 from pathlib import Path
 
 import hypothesis

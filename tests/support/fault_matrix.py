@@ -11,8 +11,9 @@ import pytest
 
 _HEAD = """# Fault matrix
 
-Written by `make fault-matrix` from the tests that ran; every cell is a test that provokes the incident
-for real and looks at what is left behind. A number counts the places or examples at which it was provoked.
+Written by `make fault-matrix` from the tests that ran; every row is a test that provokes the
+incident for real and looks at what is left behind. A number counts the places or examples at
+which it was provoked.
 
 | incident | where it was injected | result | test |
 | --- | --- | --- | --- |

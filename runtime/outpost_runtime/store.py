@@ -41,7 +41,7 @@ from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
-_SPARE_BYTES = 16 << 20
+SPARE_BYTES = 16 << 20
 """Left free on the disk by every change, for slot files, logs and the box's own life."""
 
 
@@ -225,10 +225,10 @@ class Store:
 
     def _check_room(self, bundle: Bundle) -> None:
         free = shutil.disk_usage(self._bundles).free
-        if bundle.size + _SPARE_BYTES > free:
+        if bundle.size + SPARE_BYTES > free:
             raise StoreError(
                 f"{self.folder} has {free:,} bytes free; "
-                f"{bundle.manifest.name} needs {bundle.size:,} and {_SPARE_BYTES:,} to spare.",
+                f"{bundle.manifest.name} needs {bundle.size:,} and {SPARE_BYTES:,} to spare.",
                 hint="Free some space, then add the bundle again; the store is as it was.",
             )
 

@@ -173,12 +173,16 @@ def _delta_index(fetcher: Fetcher, reference: DeltaReference) -> DeltaIndex | No
     """Return which deltas there are; without them, blocks come whole."""
     try:
         data = read_whole(fetcher, delta_path(reference.index), limit=reference.index_bytes)
-        if hashlib.sha256(data).hexdigest() != reference.index:
-            raise TrustError(f"What {fetcher.label} has as {reference.index} is something else.")
+        _check_digest(data, reference.index)
         return parse_delta_index(data)
     except (NotFoundError, FetchError, TrustError) as error:
         _LOG.warning("deltas are not used: %s", error)
         return None
+
+
+def _check_digest(data: bytes, digest: str) -> None:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise TrustError(f"What came as {digest} is something else.")
 
 
 def _check_cost(plan: Plan, most: int | None) -> None:

@@ -106,7 +106,8 @@ class Publisher:
         for family in families:
             self._delegate(family)
         self._write("targets", self.targets)
-        self._write_online()
+        self._write_snapshot()
+        self._write_timestamps()
 
     @property
     def root_bytes(self) -> bytes:
@@ -141,21 +142,25 @@ class Publisher:
         """Sign a family's next version, the snapshot and the timestamps."""
         self.families[family].version += 1
         self._write(FAMILY_ROLE + family, self.families[family])
-        self.snapshot.version += 1
-        self.refresh()
+        self.sign_snapshot()
 
     def sign_targets(self) -> None:
         """Sign the next version of top-level targets, the snapshot and the timestamps."""
         self.targets.version += 1
         self._write("targets", self.targets)
+        self.sign_snapshot()
+
+    def sign_snapshot(self) -> None:
+        """Sign the next version of the snapshot, and timestamps that name it."""
         self.snapshot.version += 1
+        self._write_snapshot()
         self.refresh()
 
     def refresh(self) -> None:
         """Sign new timestamps of what is there."""
         for timestamp in self.timestamps.values():
             timestamp.version += 1
-        self._write_online()
+        self._write_timestamps()
 
     def add_family(self, family: str) -> None:
         """Delegate one more family, with a key of its own."""
@@ -183,8 +188,7 @@ class Publisher:
         if "targets" in roles:
             self.sign_targets()
         else:
-            self.snapshot.version += 1
-            self.refresh()
+            self.sign_snapshot()
 
     def _delegate(self, family: str) -> None:
         role = FAMILY_ROLE + family
@@ -208,12 +212,14 @@ class Publisher:
         self.files[f"metadata/{signed.version}.{role}.json"] = data
         self.snapshot.meta[f"{role}.json"] = MetaFile.from_data(signed.version, data, ["sha256"])
 
-    def _write_online(self) -> None:
-        data = self._signed("snapshot", self.snapshot)
-        version = self.snapshot.version
+    def _write_snapshot(self) -> None:
+        data, version = self._signed("snapshot", self.snapshot), self.snapshot.version
         self.files[f"metadata/{version}.snapshot.json"] = data
-        for name, timestamp in self.timestamps.items():
+        for timestamp in self.timestamps.values():
             timestamp.snapshot_meta = MetaFile.from_data(version, data, ["sha256"])
+
+    def _write_timestamps(self) -> None:
+        for name, timestamp in self.timestamps.items():
             timestamp.unrecognized_fields[PUBLISHED] = self.now
             self.files[f"metadata/{name}.json"] = self._signed("timestamp", timestamp, name=name)
 

@@ -70,4 +70,5 @@ def check_fresh(signed: Signed, name: str, time: float) -> None:
 
 
 def _online_keys(root: Root) -> frozenset[str]:
-    return frozenset(root.roles["timestamp"].keyids) | frozenset(root.roles["snapshot"].keyids)
+    roles = (root.roles["timestamp"], root.roles["snapshot"])
+    return frozenset(keyid for role in roles for keyid in role.keyids if keyid in root.keys)

@@ -213,9 +213,9 @@ def _delegations(targets: Targets) -> list[DelegatedRole]:
 
 
 def _check_delegation(role: DelegatedRole) -> None:
-    family = role.name.removeprefix(FAMILY_ROLE)
+    family = str(role.name).removeprefix(FAMILY_ROLE)
     if not is_family(family) or role != delegation(family, role.keyids, role.threshold):
-        raise TrustError(f"targets.json delegates '{role.name[:80]}' oddly.", hint=FOREIGN)
+        raise TrustError(f"targets.json delegates '{family[:80]}' oddly.", hint=FOREIGN)
 
 
 def _check_not_older(name: str, version: int, least: int) -> None:

@@ -111,7 +111,7 @@ def provision_keys(store: Path, *, tpm: str | None = None, pcrs: tuple[int, ...]
     Args:
         store: The store's folder.
         tpm: Seal them with the TPM behind this TCTI; None keeps them in a file.
-        pcrs: Platform configuration registers that must be as now whenever the keys are opened.
+        pcrs: The TPM's registers that must be as now whenever the keys are opened.
 
     Raises:
         StoreError: The folder cannot be written; the box has keys that cannot be opened, or

@@ -71,7 +71,7 @@ def seal_secret(secret: bytes, tcti: str, pcrs: tuple[int, ...]) -> bytes:
     Raises:
         ConfigurationError: The TPM is not there, or does not do that.
     """
-    if not all(0 <= pcr <= _LAST_REGISTER for pcr in pcrs):
+    if not _exist(pcrs):
         raise ConfigurationError(f"A TPM's registers are numbered 0 to {_LAST_REGISTER}.")
     with ExitStack() as stack:
         tpm = stack.enter_context(_connected(tcti))
@@ -212,7 +212,13 @@ def _sealed(reader: Reader) -> SealedSecret:
         private=reader.binary("private", most=1024),
     )
     reader.end()
+    if not _exist(sealed.pcrs):
+        raise reader.fault("pcrs", f"must be numbers of registers, 0 to {_LAST_REGISTER}")
     return sealed
+
+
+def _exist(pcrs: tuple[int, ...]) -> bool:
+    return all(0 <= pcr <= _LAST_REGISTER for pcr in pcrs)
 
 
 def _foreign() -> StoreError:

@@ -27,14 +27,11 @@ _BUFFER = 64 << 10
 _ORIGINS = 4
 
 
-def metered_pool(meter: Meter, patience: Patience, ca_bundle: Path | None) -> PoolManager:
+def metered_pool(meter: Meter, patience: Patience, context: ssl.SSLContext | None) -> PoolManager:
     """Make a pool of connections that all count on one meter: for one request at a time.
 
     Args:
-        ca_bundle: Certificates (PEM) that count instead of the system's.
-
-    Raises:
-        ConfigurationError: The bundle cannot be read.
+        context: For TLS; None for urllib3's own, with the system's certificates.
     """
 
     class Plain(HTTPConnection):
@@ -58,13 +55,21 @@ def metered_pool(meter: Meter, patience: Patience, ca_bundle: Path | None) -> Po
         maxsize=1,
         retries=False,
         timeout=Timeout(connect=patience.connect_seconds, read=patience.silence_seconds),
-        ssl_context=_context(ca_bundle),
+        ssl_context=context,
     )
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager
 
 
-def _context(ca_bundle: Path | None) -> ssl.SSLContext:
+def tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
+    """Return what TLS connections are checked with.
+
+    Args:
+        ca_bundle: Certificates (PEM) that count instead of the system's.
+
+    Raises:
+        ConfigurationError: The bundle cannot be read.
+    """
     try:
         return ssl.create_default_context(cafile=ca_bundle)
     except OSError as error:  # ssl.SSLError is one

@@ -36,7 +36,7 @@ from outpost_runtime.update.fetch.answer import (
     body_of,
     is_at_end,
 )
-from outpost_runtime.update.fetch.connection import USER_AGENT, metered_pool
+from outpost_runtime.update.fetch.connection import USER_AGENT, metered_pool, tls_context
 from outpost_runtime.update.fetch.meter import Meter, Patience
 from outpost_runtime.update.fetch.paths import check_safe
 
@@ -92,7 +92,10 @@ class HttpFetcher:
         patience = patience or Patience()
         self._base = _parse_base(url)
         self._meter = Meter(self._base.label, patience)
-        self._pool = metered_pool(self._meter, patience, ca_bundle)
+        # Loading the system's certificates takes longer than a poll, which HTTP need not pay.
+        needs_tls = self._base.parts.scheme == "https" or ca_bundle is not None
+        context = tls_context(ca_bundle) if needs_tls else None
+        self._pool = metered_pool(self._meter, patience, context)
         self._known: OrderedDict[str, Version] = OrderedDict()
 
     @property

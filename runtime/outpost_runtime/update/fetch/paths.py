@@ -45,9 +45,7 @@ class Kind(Enum):
 _SHAPES = {
     Kind.METADATA: re.compile(rf"metadata/{_NAME}\.json"),
     Kind.TARGET: re.compile(rf"targets/{_NAME}/{_DIGEST}\.{_NAME}\.json"),
-    Kind.BLOCK: re.compile(
-        r"blocks/(?P<folder>[0-9a-f]{2})/(?P<digest>(?P=folder)[0-9a-f]{62})"
-    ),
+    Kind.BLOCK: re.compile(r"blocks/(?P<folder>[0-9a-f]{2})/(?P<digest>(?P=folder)[0-9a-f]{62})"),
     Kind.DELTA_INDEX: re.compile(rf"deltas/{_DIGEST}\.json"),
     Kind.KEY: re.compile(rf"keys/[0-9a-f]{{64}}/{_NAME}\.json"),
 }

@@ -36,7 +36,9 @@ from outpost_runtime.errors import BundleError, NotFoundError, StoreError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
 from outpost_runtime.update.activation import Change
+from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.device import is_provisioned
+from outpost_runtime.update.release_files import ReleaseFiles
 from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
@@ -56,6 +58,8 @@ class Store:
         self.folder = folder
         self._bundles = folder / "bundles"
         self._files = SlotFiles(folder)
+        self.releases = ReleaseFiles(folder / "releases")
+        self.blocks = BlockStore(folder / "blocks")
 
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
@@ -255,6 +259,8 @@ class Store:
         for folder in self._bundles.iterdir():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+        if self.releases.remove_others(kept | self.releases.expected()):
+            self.blocks.remove(self.blocks.ids() - self.releases.blocks())
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

@@ -10,9 +10,9 @@ from outpost_runtime.cli.storing import add_store_option
 from outpost_runtime.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outpost_runtime.update.fetch import Fetcher
     from outpost_runtime.update.planning import Plan
     from outpost_runtime.update.policy import UpdatePolicy
+    from outpost_runtime.update.sources import Sources
     from outpost_runtime.update.sync import Outcome
 
     # argparse has no public name for what add_subparsers returns.
@@ -124,18 +124,19 @@ def _provision(parsed: argparse.Namespace) -> int:
 
 def _sync(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.device import read_device  # noqa: PLC0415
-    from outpost_runtime.update.sources import fetcher_of  # noqa: PLC0415
+    from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
 
-    policy = _policy(parsed.config)
     locations = parsed.repo or read_device(parsed.store).sources
-    with fetcher_of(locations, policy) as fetcher:
-        return _update(parsed, fetcher, from_stick=False)
+    sources = open_sources(locations, _policy(parsed.config))
+    return _update(parsed, sources, from_stick=False)
 
 
 def _import(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.fetch.folder import FolderFetcher  # noqa: PLC0415
+    from outpost_runtime.update.sources import Sources  # noqa: PLC0415
 
-    return _update(parsed, FolderFetcher(parsed.path), from_stick=True)
+    sources = Sources(fetchers=(FolderFetcher(parsed.path),))
+    return _update(parsed, sources, from_stick=True)
 
 
 def _policy(config: Path | None) -> "UpdatePolicy":
@@ -146,7 +147,7 @@ def _policy(config: Path | None) -> "UpdatePolicy":
     return UpdatePolicy() if config is None else read_settings(config, ModelSettings()).update
 
 
-def _update(parsed: argparse.Namespace, fetcher: "Fetcher", *, from_stick: bool) -> int:
+def _update(parsed: argparse.Namespace, sources: "Sources", *, from_stick: bool) -> int:
     from outpost_runtime.cli.slots import show_outcome  # noqa: PLC0415
     from outpost_runtime.update.alone import pass_gates  # noqa: PLC0415
     from outpost_runtime.update.box import open_box  # noqa: PLC0415
@@ -158,7 +159,7 @@ def _update(parsed: argparse.Namespace, fetcher: "Fetcher", *, from_stick: bool)
         from_stick=from_stick, dry_run=parsed.dry_run, planned=bar.begin, progress=bar.add
     )
     began = time.monotonic()
-    outcome = sync(box, fetcher, time.time(), wishes)
+    outcome = sync(box, sources, time.time(), wishes)
     bar.end()
     _show(outcome, time.monotonic() - began)
     if not outcome.staged:

@@ -55,7 +55,9 @@ def _model(store: Store, slot: Slot) -> ModelStatus:
     return ModelStatus(
         active=_installed(store, slot.active, slot.release),
         previous=_installed(store, slot.previous, slot.previous_release),
-        candidate=candidate and _installed(store, candidate.bundle, candidate.release),
+        candidate=None
+        if candidate is None
+        else _installed(store, candidate.bundle, candidate.release),
     )
 
 

@@ -1,30 +1,49 @@
-"""From what a box was told to one fetcher: mirrors of the site first, then the repository."""
+"""From what a box was told to fetchers: mirrors of the site first, then the repository."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.fetch.failover import FailoverFetcher
-from outpost_runtime.update.fetch.mdns import discover
-from outpost_runtime.update.fetch.retry import RetryFetcher
+from outpost_runtime.update.fetch.retry import RetryingFetcher
 from outpost_runtime.update.fetch.sources import open_source
 from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
+from outpost_runtime.update.planning import WORKERS
 from outpost_runtime.update.policy import UpdatePolicy
 
 
-@contextmanager
-def fetcher_of(locations: Sequence[str], policy: UpdatePolicy) -> Iterator[Fetcher]:
-    """Give a fetcher that goes on from one source to the next.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """One fetcher for each connection, all of the same sources in the same order."""
+
+    fetchers: tuple[Fetcher, ...]
+    failovers: tuple[FailoverFetcher, ...] = ()
+
+    def blame(self, fetcher: Fetcher) -> bool:
+        """Put aside what a fetcher read from last; says whether it has another source."""
+        place = self.fetchers.index(fetcher)
+        return bool(self.failovers) and self.failovers[place].blame()
+
+
+def open_sources(
+    locations: Sequence[str], policy: UpdatePolicy, mirrors: Sequence[str] = ()
+) -> Sources:
+    """Open sources.
 
     Args:
         locations: URLs or folders, in order.
+        mirrors: Addresses of mirrors, which are asked first and trusted for nothing.
 
     Raises:
         ConfigurationError: A location is of no use.
     """
-    mirrors = discover() if policy.mirrors else []
-    sources: list[Fetcher] = [RetryFetcher(open_source(each)) for each in (*mirrors, *locations)]
-    fetcher: Fetcher = FailoverFetcher(sources)
-    if policy.bytes_per_second is not None:
-        fetcher = ThrottledFetcher(fetcher, Bandwidth(policy.bytes_per_second))
-    yield fetcher
+    failovers = tuple(_failover((*mirrors, *locations)) for _ in range(WORKERS))
+    if policy.bytes_per_second is None:
+        return Sources(fetchers=failovers, failovers=failovers)
+    bandwidth = Bandwidth(policy.bytes_per_second)
+    throttled = tuple(ThrottledFetcher(each, bandwidth) for each in failovers)
+    return Sources(fetchers=throttled, failovers=failovers)
+
+
+def _failover(locations: Sequence[str]) -> FailoverFetcher:
+    return FailoverFetcher([RetryingFetcher(open_source(each)) for each in locations])

@@ -13,9 +13,9 @@ Nothing that serves is touched. What fails leaves blocks that the next update fi
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from outpost_runtime.store import SPARE_BYTES
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.box import Box
-from outpost_runtime.update.fetch import Fetcher, read_whole
+from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.holding import held_back
 from outpost_runtime.update.making import make_block
 from outpost_runtime.update.offers import SignedOffer
@@ -36,13 +36,13 @@ from outpost_runtime.update.release import (
     Block,
     DeltaIndex,
     DeltaReference,
+    Offer,
     Release,
-    delta_path,
-    parse_delta_index,
 )
 from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
-from outpost_runtime.update.transfer import transfer
+from outpost_runtime.update.sources import Sources
+from outpost_runtime.update.transfer import read_delta_index, transfer
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ class Wishes:
         from_stick: The source was carried here.
         dry_run: Stop after the plan.
         most_bytes: Largest number of bytes to fetch; None is any.
-        progress: Called with the plan before the first byte, and then with bytes that came.
-        should_stop: Asked between blocks.
+        planned: Called with the plan before the first byte.
+        progress: Called with the number of bytes of every piece that came.
+        should_stop: Asked at every piece.
     """
 
     from_stick: bool = False
@@ -88,7 +89,7 @@ class _Chosen:
     release: Release
 
 
-def sync(box: Box, fetcher: Fetcher, now: float, wishes: Wishes) -> Outcome:
+def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
     """Update from one source, or several behind one fetcher.
 
     Args:
@@ -100,6 +101,7 @@ def sync(box: Box, fetcher: Fetcher, now: float, wishes: Wishes) -> Outcome:
         StoreError: There is no room, or the store cannot be written.
         BusyError: Another update is under way in this store.
     """
+    fetcher = sources.fetchers[0]
     with _alone(box.store.folder):
         refreshed = box.trust.refresh(fetcher, now, from_stick=wishes.from_stick)  # 1
         time = int(box.trust.time(now))
@@ -107,7 +109,7 @@ def sync(box: Box, fetcher: Fetcher, now: float, wishes: Wishes) -> Outcome:
         slots = box.store.slots()
         choices = choose(signed, box.device.as_device(), slots, time)  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
-        reasons |= {refusal.name: refusal.reason for refusal in refreshed.refused}
+        reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
         chosen = _releases(box, fetcher, choices, signed)
         releases = {name: each.release for name, each in chosen.items()}
         held = held_back(releases, slots, bases(box.store, slots))  # 3
@@ -120,14 +122,14 @@ def sync(box: Box, fetcher: Fetcher, now: float, wishes: Wishes) -> Outcome:
         if wishes.dry_run:
             return Outcome(reasons=reasons, plan=plan)
         _check_cost(plan, wishes.most_bytes)
-        _fetch(box, fetcher, going, plan, wishes)  # 5
+        _fetch(box, sources, going, plan, wishes)  # 5
         _check_files(box, going)  # 6
         _stage(box, going, int(now))  # 7
     return Outcome(reasons=reasons, staged=tuple(going), plan=plan)
 
 
 def _releases(
-    box: Box, fetcher: Fetcher, choices: Sequence[Choice], signed: dict[object, SignedOffer]
+    box: Box, fetcher: Fetcher, choices: Sequence[Choice], signed: dict[Offer, SignedOffer]
 ) -> dict[str, _Chosen]:
     chosen = {}
     for choice in choices:
@@ -172,17 +174,10 @@ def _needed(box: Box) -> set[str]:
 def _delta_index(fetcher: Fetcher, reference: DeltaReference) -> DeltaIndex | None:
     """Return which deltas there are; without them, blocks come whole."""
     try:
-        data = read_whole(fetcher, delta_path(reference.index), limit=reference.index_bytes)
-        _check_digest(data, reference.index)
-        return parse_delta_index(data)
+        return read_delta_index(fetcher, reference)
     except (NotFoundError, FetchError, TrustError) as error:
         _LOG.warning("deltas are not used: %s", error)
         return None
-
-
-def _check_digest(data: bytes, digest: str) -> None:
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise TrustError(f"What came as {digest} is something else.")
 
 
 def _check_cost(plan: Plan, most: int | None) -> None:
@@ -194,26 +189,36 @@ def _check_cost(plan: Plan, most: int | None) -> None:
 
 
 def _fetch(
-    box: Box, fetcher: Fetcher, going: dict[str, _Chosen], plan: Plan, wishes: Wishes
+    box: Box, sources: Sources, going: dict[str, _Chosen], plan: Plan, wishes: Wishes
 ) -> None:
     releases = [each.release for each in going.values()]
     box.store.releases.expect([release.bundle for release in releases])
     for release in releases:
         box.store.releases.write(release)
-    keys = {release.key: box.keys.obtain(release.key, fetcher) for release in releases}
+    ring = box.keys
+    keys = {r.key: ring.obtain(r.key, sources.fetchers[0]) for r in releases}
     by_block = {block.id: keys[r.key] for r in releases for block in r.blocks()}
+    stop = threading.Event()
 
     def make(delta: bytes, source: bytes, block: Block) -> bytes:
         return make_block(delta, source, block, by_block[block.id])
 
-    transfer(
+    def progress(count: int) -> None:
+        wishes.progress(count)
+        if wishes.should_stop():
+            stop.set()
+
+    done = transfer(
         plan,
-        fetcher,
         box.store.blocks,
+        sources.fetchers,
         make,
-        progress=wishes.progress,
-        should_stop=wishes.should_stop,
+        stop=stop,
+        blame=sources.blame,
+        progress=progress,
     )
+    if not done.finished:
+        raise FetchError("The update was stopped.", hint="The next one goes on from here.")
 
 
 def _check_files(box: Box, going: dict[str, _Chosen]) -> None:

@@ -46,7 +46,7 @@ def build_decoder(
     tokenizer = load_tokenizer(source.folder)
     interface = text_interface(source, recipe, tokenizer, out)
     template = checked_template(interface, tokenizer, out)
-    ours = Tokenizer(out / interface.tokenizer)
+    ours = Tokenizer((out / interface.tokenizer).read_bytes())
     fit = fit_of(source, interface.context_length)
     evaluation = evaluation_for(text, tokenizer, ours, template, fit)
 

@@ -48,7 +48,7 @@ def build_encoder(
     encoder, max_tokens = _encoder(source, str(recipe.task), longest)
     with reporter.step(f"Writing the {recipe.target} graph"):
         write_encoder_graph(encoder, out, bits=recipe.bits, block_size=recipe.block_size)
-    runtime_tokenizer = Tokenizer(out / "tokenizer.json", max_tokens=max_tokens)
+    runtime_tokenizer = Tokenizer((out / "tokenizer.json").read_bytes(), max_tokens=max_tokens)
     wanted = list(evidence.cases(encoder, runtime_tokenizer, texts))
     session = _open(out / "model.onnx")
     figures = evidence.measure(session, wanted, encoder.output, reporter)

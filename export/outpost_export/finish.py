@@ -15,11 +15,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from outpost_runtime import golden_file
-from outpost_runtime.bundle import Bundle, describe_file, sync_folder, write_manifest
+from outpost_runtime.bundle import (
+    FolderBundle,
+    describe_file,
+    read_bundle,
+    sync_folder,
+    write_manifest,
+)
 from outpost_runtime.manifest import Evidence, Manifest, Provenance
 
 from outpost_export.errors import EvidenceError, ExportError, RecipeError
@@ -109,7 +115,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 def finish(
     folder: Path, built: Built, recipe: Recipe, origin: Origin, accept_worse: str | None
-) -> Bundle:
+) -> FolderBundle:
     """Pass the gate; then complete a folder of files with golden file and manifest.
 
     Raises:
@@ -126,11 +132,11 @@ def finish(
     return write_manifest(folder, _manifest(folder, built, recipe, origin, accepted))
 
 
-def publish(bundle: Bundle, out: Path) -> Bundle:
+def publish(bundle: FolderBundle, out: Path) -> FolderBundle:
     """Give a finished bundle its final name."""
     bundle.folder.replace(out)
     sync_folder(out.parent)
-    return replace(bundle, folder=out)
+    return read_bundle(out)
 
 
 def _advice(recipe: Recipe, missed: list[Miss]) -> str:

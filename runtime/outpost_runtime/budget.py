@@ -1,10 +1,10 @@
 """How much memory opened models may take together, and what happens to it afterwards."""
 
-import ctypes
 import gc
 import threading
 from pathlib import Path
 
+from outpost_runtime import heap
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.interface import TextInterface
@@ -94,9 +94,7 @@ def _give_back() -> None:
     threads have freed: of 145 MB that a model had taken, 1 % came back without this.
     """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others need none
-    if trim is not None:
-        trim(0)
+    heap.trim()
 
 
 def _of_machine() -> int:

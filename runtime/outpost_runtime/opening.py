@@ -21,6 +21,7 @@ from outpost_runtime.interface import (
 )
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
@@ -93,7 +94,7 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
 
     def open_session(graph: str) -> Session:
         kind = ProcessSession if settings.apart else OrtSession
-        return kind(bundle.path(graph), threads=settings.threads or _threads(bundle))
+        return kind(graph_of(bundle, graph), threads=settings.threads or _threads(bundle))
 
     if isinstance(interface, TextInterface):
         if settings.apart:
@@ -120,7 +121,7 @@ def _warm_up(bundle: Bundle, session: Session) -> None:
     Raises:
         BundleError: The model cannot run them.
     """
-    tensors = golden_file.load(bundle.path(bundle.manifest.evidence.golden))
+    tensors = golden_file.of_bundle(bundle)
     cases = (key.split("/inputs/") for key in tensors if "/inputs/" in key)
     first = next(cases, [""])[0]
     feeds = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}

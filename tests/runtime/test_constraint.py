@@ -26,7 +26,10 @@ SPECIAL = {"pad": 0, "bos": 1, "unk": 3}
 
 def _compiler(file=BYTES, *, vocabulary_size=LOGITS, end_tokens=(END,), **options):
     return ConstraintCompiler(
-        file, vocabulary_size=vocabulary_size, end_tokens=frozenset(end_tokens), **options
+        file.read_bytes,
+        vocabulary_size=vocabulary_size,
+        end_tokens=frozenset(end_tokens),
+        **options,
     )
 
 

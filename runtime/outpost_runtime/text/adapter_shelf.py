@@ -153,7 +153,7 @@ def _brought(
 ) -> tuple[ChatTemplate | None, Sampling | None, frozenset[int] | None]:
     template = None
     if interface.chat_template is not None:
-        source = bundle.path(interface.chat_template).read_text("utf-8")
+        source = bundle.read(interface.chat_template).decode("utf-8")
         template = ChatTemplate(source, special_tokens)
     sampling = None if interface.defaults is None else Sampling.of_defaults(interface.defaults)
     ends = None if interface.end_tokens is None else frozenset(interface.end_tokens)

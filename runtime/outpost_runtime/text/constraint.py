@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -53,7 +52,7 @@ class ConstraintCompiler:
     262,144 tokens that takes seconds and about 230 MB.
 
     Args:
-        tokenizer_file: A ``tokenizer.json`` with a byte-level or byte-fallback decoder.
+        read_tokenizer: Gives a ``tokenizer.json`` with a byte-level or byte-fallback decoder.
         vocabulary_size: How many logits there are; tokens that the tokenizer does not know are
             never allowed.
         end_tokens: Ids that end an answer.
@@ -62,13 +61,13 @@ class ConstraintCompiler:
 
     def __init__(
         self,
-        tokenizer_file: Path,
+        read_tokenizer: Callable[[], bytes],
         *,
         vocabulary_size: int,
         end_tokens: frozenset[int],
         trial_seconds: float = TRIAL_SECONDS,
     ) -> None:
-        self._tokenizer_file = tokenizer_file
+        self._read_tokenizer = read_tokenizer
         self._vocabulary_size = vocabulary_size
         self._end_tokens = end_tokens
         self._vocabulary: _Vocabulary | None = None
@@ -104,7 +103,7 @@ class ConstraintCompiler:
         with self._reading:
             if self._vocabulary is None:
                 self._vocabulary = _Vocabulary.read(
-                    self._tokenizer_file, self._vocabulary_size, self._end_tokens
+                    self._read_tokenizer(), self._vocabulary_size, self._end_tokens
                 )
             return self._vocabulary
 
@@ -127,12 +126,12 @@ class _Vocabulary:
     end_bits: NDArray[np.uint8]
 
     @classmethod
-    def read(cls, file: Path, logits: int, end_tokens: frozenset[int]) -> "_Vocabulary":
+    def read(cls, data: bytes, logits: int, end_tokens: frozenset[int]) -> "_Vocabulary":
         ends = sorted(token for token in end_tokens if token < logits)
         if not ends:
             raise UnsupportedError("The model has no end token; no form of an answer can be kept.")
         try:
-            tokenizer = LLTokenizer(str(file.resolve()), eos_token=ends)
+            tokenizer = LLTokenizer(data.decode("utf-8").lstrip(), eos_token=ends)
         except ValueError as error:
             raise UnsupportedError(
                 f"The form of an answer cannot be kept with this model's tokenizer: {error}."

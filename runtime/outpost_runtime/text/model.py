@@ -48,7 +48,7 @@ class TextModel:
     ) -> None:
         self.bundle = bundle
         self.interface = interface
-        self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
+        self.tokenizer = Tokenizer(bundle.read(interface.tokenizer))
         self._template = _template(bundle, interface)
         self.sampling = _default_sampling(bundle, interface)
         self._session = open_session(interface.model)
@@ -78,7 +78,7 @@ class TextModel:
             capacity=limits.adapters,
         )
         self._constraints = ConstraintCompiler(
-            bundle.path(interface.tokenizer),
+            lambda: bundle.read(interface.tokenizer),
             vocabulary_size=self.decoder.vocabulary_size,
             end_tokens=frozenset(interface.end_tokens),
         )
@@ -159,7 +159,7 @@ class TextModel:
 def _template(bundle: Bundle, interface: TextInterface) -> ChatTemplate | None:
     if interface.chat_template is None:
         return None
-    source = bundle.path(interface.chat_template).read_text("utf-8")
+    source = bundle.read(interface.chat_template).decode("utf-8")
     return ChatTemplate(source, interface.special_tokens)
 
 

@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpost_runtime.cli.storing import add_store_option
 from outpost_runtime.client import DEFAULT_ADDRESS
-from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.errors import ConfigurationError, NotFoundError, OutpostError
 from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.update.device import is_provisioned
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_HTTP = "127.0.0.1:8000"
 _DEFAULTS = TextLimits()
+_LOG = logging.getLogger(__name__)
 
 
 def add_commands(commands: "Commands") -> None:
@@ -88,7 +90,8 @@ def add_commands(commands: "Commands") -> None:
         "--keep-prompts",
         type=Path,
         metavar="DIR",
-        help="save remembered prompts here when stopping, unencrypted (default: never on disk)",
+        help="save remembered prompts here when stopping, encrypted if this box has keys "
+        "(default: never on disk)",
     )
     serve.add_argument(
         "--allow-remote-unauthenticated",
@@ -143,12 +146,14 @@ def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
     from outpost_runtime.tensor.engine import TensorLimits  # noqa: PLC0415
     from outpost_runtime.update.policy import UpdatePolicy  # noqa: PLC0415
 
+    folder, key = _kept_prompts(parsed)
     text = TextLimits(
         streams=parsed.streams,
         memory_bytes=parsed.kv_memory << 20,
         queue_limit=parsed.queue,
         adapters=parsed.adapters,
-        prefix_folder=parsed.keep_prompts,
+        prefix_folder=folder,
+        prefix_key=key,
     )
     default = ModelSettings(
         threads=parsed.threads, text=text, tensor=TensorLimits(queue=parsed.queue)
@@ -164,3 +169,24 @@ def _limits(policy: "UpdatePolicy") -> "KeeperLimits":
     from outpost_runtime.update.keeper import KeeperLimits  # noqa: PLC0415
 
     return KeeperLimits(probation=ProbationLimits(seconds=policy.probation_seconds))
+
+
+def _kept_prompts(parsed: argparse.Namespace) -> tuple[Path | None, bytes | None]:
+    """Return where prompts are kept, and the key for them: a box without one is told."""
+    from outpost_runtime.update.device_keys import open_keys  # noqa: PLC0415 - as above
+
+    folder: Path | None = parsed.keep_prompts
+    if folder is None:
+        return None, None
+    try:
+        return folder, open_keys(parsed.store).derive("prompts")
+    except NotFoundError:
+        _LOG.warning(
+            "prompts will be saved in %s UNENCRYPTED: this box has no keys; "
+            "'outpost provision' makes them",
+            folder,
+        )
+        return folder, None
+    except OutpostError as error:  # what cannot be encrypted is not written
+        _LOG.warning("prompts will not be saved in %s: %s", folder, error)
+        return None, None

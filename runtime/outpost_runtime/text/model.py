@@ -23,6 +23,8 @@ from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
 _EXACT_TARGETS = ("cpu-fp32",)
 """Targets for which a run of several tokens gives the tokens that single runs give."""
 
+_PrefixAct = Callable[[Path, str, PrefixCache, KeyValueMemory, bytes | None], None]
+
 
 class TextModel:
     """What serves one text bundle.
@@ -83,9 +85,8 @@ class TextModel:
             end_tokens=frozenset(interface.end_tokens),
         )
 
-        self._prefix_folder = limits.prefix_folder
-        if self._prefix_folder is not None:
-            self._with_prefixes(prefix_file.load, self._prefix_folder)
+        self._limits = limits
+        self._with_prefixes(prefix_file.load)
 
     def prompt_ids(
         self, prompt: str | Sequence[Message], adapter: ShelvedAdapter | None = None
@@ -133,19 +134,18 @@ class TextModel:
             drain_seconds: How long running answers may go on before that; new ones are refused.
         """
         self.engine.drain(drain_seconds)
-        if self._prefix_folder is not None:
-            self._with_prefixes(prefix_file.save, self._prefix_folder)
+        self._with_prefixes(prefix_file.save)
         self.engine.close()
         self.adapters.close()
         self._constraints.close()
         self._session.close()
 
-    def _with_prefixes(
-        self, act: Callable[[Path, str, PrefixCache, KeyValueMemory], None], folder: Path
-    ) -> None:
-        self.engine.with_prefixes(
-            lambda cache, memory: act(folder, self.bundle.digest, cache, memory)
-        )
+    def _with_prefixes(self, act: _PrefixAct) -> None:
+        folder, key = self._limits.prefix_folder, self._limits.prefix_key
+        if folder is not None:
+            self.engine.with_prefixes(
+                lambda cache, memory: act(folder, self.bundle.digest, cache, memory, key)
+            )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         if len(text) > MAX_TEXT_CHARACTERS:

@@ -10,7 +10,7 @@ blocks; ``docs/update-format.md`` says what that gives away. Everything else get
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
@@ -35,6 +35,7 @@ _NONCE = 12
 _TAG = 16
 _CHUNK = 1 << 14
 _SEALED_CHUNK = _CHUNK + _TAG
+_PIECE = 1 << 20
 
 _AGAIN = "Get it again, from another source if there is one."
 
@@ -137,6 +138,33 @@ def unseal_into(
     except InvalidTag:
         target[:] = bytes(len(target))
         raise _changed() from None
+
+
+def seal_to_file(message: "Buffer", file: BinaryIO, key: bytes, context: bytes) -> None:
+    """Encrypt with a random salt into a file, with little memory besides the message."""
+    encryptor = Cobblestone256Encryptor(key, context)
+    plain = memoryview(message).cast("B")
+    pieces = (plain[place : place + _PIECE] for place in range(0, len(plain), _PIECE))
+    file.writelines(map(encryptor.update, pieces))
+    file.write(encryptor.finalize())
+
+
+def unseal_file(source: BinaryIO, target: BinaryIO, key: bytes, context: bytes) -> None:
+    """Decrypt a file into another one, which must not be on a disk.
+
+    Raises:
+        TrustError: It is for another key or context, cut off, or changed; use nothing of what
+            is in ``target`` then.
+    """
+    decryptor = Cobblestone256Decryptor(key, context)
+    try:
+        while piece := source.read(_PIECE):
+            target.write(decryptor.update(piece))
+        target.write(decryptor.finalize())
+    except InvalidTag:
+        raise TrustError(
+            "An encrypted file is for another key, cut off, or changed.", hint=_AGAIN
+        ) from None
 
 
 def _opened(source: memoryview, key: bytes, context: bytes) -> Cobblestone256Decryptor:

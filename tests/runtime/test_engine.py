@@ -214,6 +214,11 @@ class Form:
         masked[self.end] = 0
         return masked
 
+    is_shortened = False
+
+    def afford(self, token, _room):
+        return token
+
     def advance(self, token):
         self.left -= token != self.end
 

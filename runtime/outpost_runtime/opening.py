@@ -102,7 +102,7 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
                 f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
                 hint="Set 'apart' for other models only.",
             )
-        return TextModel(bundle, interface, open_session, settings.text, precedence)
+        return _warmed(TextModel(bundle, interface, open_session, settings.text, precedence))
     session = open_session(interface.model)
     try:
         _check_signature(bundle, interface, session)
@@ -113,6 +113,15 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
     except BaseException:
         session.close()  # or its process would go on, and be started again
         raise
+
+
+def _warmed(model: TextModel) -> TextModel:
+    try:
+        model.engine.warm_up()
+    except BaseException:
+        model.close()
+        raise
+    return model
 
 
 def _warm_up(bundle: Bundle, session: Session) -> None:

@@ -38,7 +38,9 @@ from outpost_runtime.manifest import MANIFEST_NAME
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.device import is_provisioned
+from outpost_runtime.update.key_ring import KeyRing, open_ring
 from outpost_runtime.update.release_files import ReleaseFiles
+from outpost_runtime.update.sealed import open_sealed
 from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
@@ -60,6 +62,7 @@ class Store:
         self._files = SlotFiles(folder)
         self.releases = ReleaseFiles(folder / "releases")
         self.blocks = BlockStore(folder / "blocks")
+        self._ring: KeyRing | None = None
 
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
@@ -167,10 +170,18 @@ class Store:
         Raises:
             BundleError: It is not here, or its manifest is damaged.
         """
+        if self.releases.has(digest):
+            release = self.releases.read(digest)
+            return open_sealed(release, self.blocks.read, self._secret(release.key))
         bundle = read_bundle(self._bundles / digest)
         if bundle.digest != digest:
             raise BundleError(f"{bundle.folder / MANIFEST_NAME} was changed in the store.")
         return bundle
+
+    def _secret(self, key: str) -> bytes:
+        if self._ring is None:
+            self._ring = open_ring(self.folder)
+        return self._ring.secret(key)
 
     def _is_active(self, name: str) -> bool:
         try:

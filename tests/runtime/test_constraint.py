@@ -477,7 +477,7 @@ def watched(compiler):
     constraint = compiler.compile(REGEX, "[ab]*")
     assert not constraint.is_complete
     matcher = _WatchedMatcher(constraint._matcher)
-    return matcher, Constraint(matcher, constraint._vocabulary, constraint._worker)
+    return matcher, Constraint(matcher, constraint._vocabulary, constraint._worker, None)
 
 
 def test_masks_are_computed_while_the_owner_does_something_else(watched, byte_level):

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from outpost_runtime.budget import MemoryBudget, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import BundleError, BusyError, NotFoundError, UnavailableError
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    ExecutionError,
+    NotFoundError,
+    UnavailableError,
+)
 from outpost_runtime.models import Models, State
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
@@ -230,6 +236,17 @@ def test_a_new_version_that_cannot_be_opened_leaves_the_old_one_serving(
     assert budget.free == 0
     assert not models.complete
     models.close()
+
+
+def test_a_text_model_that_cannot_run_is_not_served_and_leaves_nothing_behind(models, monkeypatch):
+    def fail(_decoder, *_, **__):
+        raise ExecutionError("no")
+
+    monkeypatch.setattr("outpost_runtime.text.decoder.Decoder.decode", fail)
+    with pytest.raises(ExecutionError):
+        models.load("tiny-decoder")
+    assert _states(models)["tiny-decoder"][0] is State.UNAVAILABLE
+    assert "text-engine" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_base_takes_its_adapters_along(models):

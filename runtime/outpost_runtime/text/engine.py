@@ -188,6 +188,14 @@ class TextEngine:
         """
         return self._enqueue(None, act).result()
 
+    def warm_up(self) -> None:
+        """Run what the first requests will, before there are any; see :meth:`Runner.warm_up`.
+
+        Raises:
+            ExecutionError: The model cannot run.
+        """
+        self.call(self._runner.warm_up)
+
     def with_prefixes(self, act: Callable[[PrefixCache, KeyValueMemory], T]) -> T:
         """Do something with what is remembered, between two runs; see :meth:`call`."""
         return self.call(lambda: act(self._runner.cache, self._runner.memory))

@@ -18,7 +18,7 @@ from outpost_runtime.store import Store
 from outpost_runtime.update.device import DeviceFile, read_device, write_device
 from outpost_runtime.update.device_identity import encode_identity
 from outpost_runtime.update.device_keys import KeyStore, open_keys, provision_keys
-from outpost_runtime.update.key_ring import KeyRing
+from outpost_runtime.update.key_ring import KeyRing, open_ring
 from outpost_runtime.update.trust_store import TrustStore
 
 IDENTITY = "identity.json"
@@ -102,12 +102,10 @@ def open_box(folder: Path) -> Box:
         NotFoundError: Its keys are gone.
     """
     device = read_device(folder)
-    own = open_keys(folder)
-    public = own.identity(device.model).encryption_key
     return Box(
         store=Store(folder),
         device=device,
         trust=TrustStore(folder / "trust"),
-        own=own,
-        keys=KeyRing(folder, own, public),
+        own=open_keys(folder),
+        keys=open_ring(folder),
     )

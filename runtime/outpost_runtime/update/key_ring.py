@@ -24,8 +24,10 @@ from outpost_runtime.update.content_keys import (
     wrap_content_key,
     wrapped_key_path,
 )
-from outpost_runtime.update.device_keys import KeyStore
+from outpost_runtime.update.device_keys import KeyStore, open_keys
 from outpost_runtime.update.fetch import Fetcher, read_whole
+
+_ANY_MODEL = "any"  # the keys are the same, whatever a box is
 
 
 class KeyRing:
@@ -112,6 +114,17 @@ class KeyRing:
             raise StoreError(
                 f"The content key cannot be kept in {path.parent}: {error.strerror or error}."
             ) from error
+
+
+def open_ring(store: Path) -> KeyRing:
+    """Return the content keys of a box that was provisioned.
+
+    Raises:
+        NotFoundError: It was not.
+        StoreError: Its keys are damaged, or its TPM does not give them out.
+    """
+    keys = open_keys(store)
+    return KeyRing(store, keys, keys.identity(_ANY_MODEL).encryption_key)
 
 
 def _fetched(fetcher: Fetcher, path: str) -> WrappedKey | None:

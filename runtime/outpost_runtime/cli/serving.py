@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from outpost_runtime.update.device import is_provisioned
 
 if TYPE_CHECKING:
     from outpost_runtime.settings import Settings
-    from outpost_runtime.update.keeper import KeeperLimits
+    from outpost_runtime.update.keeper import Keeper, KeeperLimits
     from outpost_runtime.update.policy import UpdatePolicy
 
     # argparse has no public name for what add_subparsers returns.
@@ -117,7 +118,8 @@ def _serve(parsed: argparse.Namespace) -> int:
                 hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
             )
     store = Store(parsed.store)
-    if not store.names():
+    updated = is_provisioned(store.folder)
+    if not store.names() and not updated:
         raise ConfigurationError(
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
@@ -129,15 +131,30 @@ def _serve(parsed: argparse.Namespace) -> int:
     keeper.begin()
     models.load_all()
     keeper.loaded()
-    if not list(models):
+    if not list(models) and not updated:
         models.close()
         raise ConfigurationError(
             f"None of the models in {parsed.store} could be opened.",
             hint="The messages above say why; add the bundles again.",
         )
+    stop = _keep_up(store, keeper, settings.update) if updated else keeper.stop
     keeper.start()
-    asyncio.run(serve_until_signal(models, *addresses, before_stopping=keeper.stop))
+    asyncio.run(serve_until_signal(models, *addresses, before_stopping=stop))
     return 0
+
+
+def _keep_up(store: Store, keeper: "Keeper", policy: "UpdatePolicy") -> Callable[[], None]:
+    """Start the agent that brings updates; returns what stops it and then the keeper."""
+    from outpost_runtime.update.agent import UpdateAgent, updating_from  # noqa: PLC0415 - as above
+
+    agent = UpdateAgent(policy, updating_from(store.folder, policy))
+    agent.start()
+
+    def stop() -> None:
+        agent.stop()
+        keeper.stop()
+
+    return stop
 
 
 def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":

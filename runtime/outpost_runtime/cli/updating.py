@@ -31,6 +31,11 @@ def add_commands(commands: "Commands") -> None:
     sync.add_argument(
         "--repo", action="append", metavar="URL", help="ask here (default: as provisioned)"
     )
+    sync.add_argument(
+        "--repair",
+        action="store_true",
+        help="instead, read all that is here and fetch again what the disk has damaged",
+    )
     sync.add_argument("--config", type=Path, metavar="FILE", help="outpost.toml, for [update]")
     _add_update_options(sync)
     sync.set_defaults(run=_sync)
@@ -128,7 +133,23 @@ def _sync(parsed: argparse.Namespace) -> int:
 
     locations = parsed.repo or read_device(parsed.store).sources
     sources = open_sources(locations, _policy(parsed.config))
+    if parsed.repair:
+        return _repair(parsed, sources)
     return _update(parsed, sources, from_stick=False)
+
+
+def _repair(parsed: argparse.Namespace, sources: "Sources") -> int:
+    from outpost_runtime.update.box import open_box  # noqa: PLC0415
+    from outpost_runtime.update.sync import Wishes, repair  # noqa: PLC0415
+
+    bar = _Bar()
+    plan = repair(open_box(parsed.store), sources, Wishes(planned=bar.begin, progress=bar.add))
+    bar.end()
+    if plan is None:
+        sys.stdout.write("Every block is as it should be.\n")
+    else:
+        sys.stdout.write(f"{len(plan.steps)} blocks were damaged, and are as they should be.\n")
+    return 0
 
 
 def _import(parsed: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@
 3. Let wait what cannot come without something else.
 4. Plan: what to fetch, what is here, what it takes of the disk; refuse what does not fit.
 5. Fetch blocks and content keys; whatever stops this, the next time goes on from there.
-6. Check every file against its bundle's manifest.
+6. Check every file against its manifest; what the disk has damaged is fetched again.
 7. Record the release counters, and make the bundles candidates, all at once.
 
 Nothing that serves is touched. What fails leaves blocks that the next update finds.
@@ -117,15 +117,40 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         going = {name: each for name, each in chosen.items() if name not in held}
         if not going:
             return Outcome(reasons=reasons)
-        plan = _plan(box, fetcher, [each.release for each in going.values()])  # 4
+        coming = [each.release for each in going.values()]
+        plan = _plan(box, fetcher, coming)  # 4
         wishes.planned(plan)
         if wishes.dry_run:
             return Outcome(reasons=reasons, plan=plan)
         _check_cost(plan, wishes.most_bytes)
-        _fetch(box, sources, going, plan, wishes)  # 5
-        _check_files(box, going)  # 6
+        _fetch(box, sources, coming, plan, wishes)  # 5
+        if _throw_away_damaged(box, coming):  # 6
+            _fetch(box, sources, coming, _plan(box, fetcher, coming), wishes)
+        _check_files(box, coming)
         _stage(box, going, int(now))  # 7
     return Outcome(reasons=reasons, staged=tuple(going), plan=plan)
+
+
+def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
+    """Read every block that this box needs, and fetch those again that its disk has damaged.
+
+    Returns:
+        What was fetched; None where everything is as it should be.
+
+    Raises:
+        FetchError, NotFoundError: The sources failed, or have the blocks no more.
+        StoreError: There is no room, or the store cannot be written.
+        BusyError: An update is under way in this store.
+    """
+    with _alone(box.store.folder):
+        releases = [box.store.releases.read(bundle) for bundle in sorted(_needed(box))]
+        if not _throw_away_damaged(box, releases):
+            return None
+        plan = _plan(box, sources.fetchers[0], releases)
+        wishes.planned(plan)
+        _fetch(box, sources, releases, plan, wishes)
+        _check_files(box, releases)
+    return plan
 
 
 def _releases(
@@ -189,9 +214,8 @@ def _check_cost(plan: Plan, most: int | None) -> None:
 
 
 def _fetch(
-    box: Box, sources: Sources, going: dict[str, _Chosen], plan: Plan, wishes: Wishes
+    box: Box, sources: Sources, releases: Sequence[Release], plan: Plan, wishes: Wishes
 ) -> None:
-    releases = [each.release for each in going.values()]
     box.store.releases.expect([release.bundle for release in releases])
     for release in releases:
         box.store.releases.write(release)
@@ -221,13 +245,19 @@ def _fetch(
         raise FetchError("The update was stopped.", hint="The next one goes on from here.")
 
 
-def _check_files(box: Box, going: dict[str, _Chosen]) -> None:
-    for name, each in going.items():
-        bundle = box.store.bundle(each.release.bundle)
-        verify(bundle)
-        manifest, release = bundle.manifest, each.release
-        if (manifest.name, manifest.target) != (name, release.target):
-            raise TrustError(f"The bundle of '{name}' is one of '{manifest.name}'.")
+def _throw_away_damaged(box: Box, releases: Sequence[Release]) -> bool:
+    """Remove blocks that are not what their names say; says whether there were any."""
+    blocks = box.store.blocks
+    damaged = blocks.damaged({block.id for release in releases for block in release.blocks()})
+    if damaged:
+        _LOG.warning("%d blocks on this disk are damaged; they are fetched again", len(damaged))
+        blocks.remove(damaged)
+    return bool(damaged)
+
+
+def _check_files(box: Box, releases: Sequence[Release]) -> None:
+    for release in releases:
+        verify(box.store.bundle(release.bundle))
 
 
 def _stage(box: Box, going: dict[str, _Chosen], now: int) -> None:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from outpost_runtime.errors import OutpostError
 from outpost_runtime.update.box import open_box
-from outpost_runtime.update.fetch.mdns import discover
 from outpost_runtime.update.policy import (
     Circumstances,
     UpdatePolicy,
     next_question,
     why_wait,
 )
-from outpost_runtime.update.sources import open_sources
+from outpost_runtime.update.sources import mirrors_near_by, open_sources
 from outpost_runtime.update.sync import Wishes, sync
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def updating_from(store: Path, policy: UpdatePolicy) -> Updating:
 
     def update(should_stop: Callable[[], bool], most_bytes: int | None) -> None:
         box = open_box(store)
-        mirrors = discover() if policy.mirrors else ()
+        mirrors = mirrors_near_by() if policy.mirrors else ()
         sources = open_sources(box.device.sources, policy, mirrors)
         wishes = Wishes(most_bytes=most_bytes, should_stop=should_stop)
         outcome = sync(box, sources, time.time(), wishes)

@@ -45,5 +45,12 @@ def open_sources(
     return Sources(fetchers=throttled, failovers=failovers)
 
 
+def mirrors_near_by() -> tuple[str, ...]:
+    """Return the addresses of mirrors that say that they are on this network."""
+    from outpost_runtime.update.fetch.mdns import discover  # noqa: PLC0415 - only where it is used
+
+    return tuple(discover())
+
+
 def _failover(locations: Sequence[str]) -> FailoverFetcher:
     return FailoverFetcher([RetryingFetcher(open_source(each)) for each in locations])

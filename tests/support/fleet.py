@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from outpost_runtime.bundle import FolderBundle
+from outpost_runtime.bundle import FolderBundle, write_durably
 from outpost_runtime.update.box import Box, Provisioning, provision
 from outpost_runtime.update.coding import Kind, encode_delta
 from outpost_runtime.update.content_keys import (
@@ -36,8 +36,8 @@ from tests.support.sealed import KEY, Blocks, released
 class Fleet:
     """A publisher, and how its boxes are made and updated."""
 
-    def __init__(self) -> None:
-        self.publisher = Publisher()
+    def __init__(self, now: int = NOW) -> None:
+        self.publisher = Publisher(now=now)
         self.counter = 0
 
     def publish(
@@ -80,6 +80,16 @@ class Fleet:
         """Sync a box once, over one connection."""
         sources = Sources(fetchers=(fetcher or self.publisher.fetcher(),))
         return sync(box, sources, now, Wishes(**wishes))
+
+    def write(self, folder: Path) -> None:
+        """Write the repository as it is, timestamps last, as a publisher does."""
+        files = sorted(
+            self.publisher.files.items(), key=lambda item: item[0].startswith("metadata")
+        )
+        for path, data in files:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(target, data)
 
     def _with_deltas(
         self, release: Release, bundle: FolderBundle, predecessor: FolderBundle

@@ -123,14 +123,13 @@ def plan_update(
     kept = {block.id for release in keep for block in release.blocks()}
     wanted = {block.id: block for release in releases for block in release.blocks()}
     offered = [delta for index in deltas for delta in index.deltas]
-    plan = _plan(releases, wanted, offered, holdings, kept)
-    if not plan.fits:
-        # The sources of some deltas may be what is in the way.
-        offered = [delta for delta in offered if delta.source in kept or delta.source in wanted]
-        plan = _plan(releases, wanted, offered, holdings, kept)
-    if not plan.fits:
-        raise _too_large(plan)
-    return plan
+    # Deltas take room themselves, and keep sources that might go otherwise.
+    staying = [delta for delta in offered if delta.source in kept or delta.source in wanted]
+    for usable in (offered, staying, []):
+        plan = _plan(releases, wanted, usable, holdings, kept)
+        if plan.fits:
+            return plan
+    raise _too_large(plan)
 
 
 def collectable(present: Iterable[str], keep: Iterable[Release]) -> set[str]:

@@ -14,6 +14,7 @@ from outpost_runtime.update.release import BLOCK_BYTES
 
 PLAIN = 0
 ZSTD = 1
+_DELTAS = frozenset(map(int, Kind))
 
 Buffer = bytes | bytearray | memoryview
 
@@ -60,7 +61,7 @@ def decode(message: Buffer, size: int, source: Buffer | None = None) -> bytes:
         return _sized(bytes(data), size)
     if coding == ZSTD:
         return expand(data, size)
-    if coding not in Kind:
+    if coding not in _DELTAS:
         raise TrustError(
             f"A block has the coding {coding}, which this build does not know.",
             hint="Update the runtime on this box.",

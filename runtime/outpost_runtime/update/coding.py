@@ -14,8 +14,7 @@ from outpost_runtime.update.release import BLOCK_BYTES
 
 PLAIN = 0
 ZSTD = 1
-
-_KINDS = frozenset(map(int, Kind))
+_DELTAS = frozenset(map(int, Kind))
 
 Buffer = bytes | bytearray | memoryview
 
@@ -62,7 +61,7 @@ def decode(message: Buffer, size: int, source: Buffer | None = None) -> bytes:
         return _sized(bytes(data), size)
     if coding == ZSTD:
         return expand(data, size)
-    if coding not in _KINDS:
+    if coding not in _DELTAS:
         raise TrustError(
             f"A block has the coding {coding}, which this build does not know.",
             hint="Update the runtime on this box.",

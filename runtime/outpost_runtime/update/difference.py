@@ -6,15 +6,17 @@ How a difference is written, for numbers of a kind (:mod:`outpost_runtime.update
    (:mod:`outpost_runtime.update.levels`).
 2. Floats: every level has a shift; that many low bits are as good as random and stand apart.
 3. What is left of a number, at most 255, is its token. Tokens of 0, 1, 2 or "more" are two bits,
-   four to a byte; those of 3 and more are a byte each; floats of 255 and more as they are.
-4. Each of these runs is a piece (:mod:`outpost_runtime.update.pieces`), so that zstd's Huffman
-   code is made for it. What reaches the entropy of the numbers within a few per cent is the
-   sorting and the four to a byte: Huffman's code has no less than one bit for a byte.
+   four to a byte, the first in the lowest bits; those of 3 and more are a byte each; floats of
+   255 and more are written as they are.
+4. Levels that follow each other are one group as soon as it has 32,768 numbers; the last takes
+   what is left. The runs of each group are pieces (:mod:`outpost_runtime.update.pieces`), so that
+   zstd makes a Huffman code for each. Sorting, groups, and four to a byte (Huffman's code has no
+   less than a bit for a byte) bring it within a few per cent of the numbers' entropy.
 
 Layout: the order (1 byte); by profile: numbers in a row (4 bytes), place of the first number in
 its row (4), bias (2, signed), all little-endian, and the pieces of rows and columns; floats: the
-piece of 64 shifts; then the pieces of classes, tokens, low bits and large numbers; then the last
-bytes of the block that make no whole number, as they are.
+piece of 64 shifts; then of every group the pieces of classes and tokens; then the pieces of low
+bits and of large numbers; then the last bytes of the block that make no whole number, as they are.
 """
 
 import struct
@@ -38,7 +40,8 @@ _MOST_BIAS = 1024
 _TOKEN_BITS = 4
 """Floats keep so many bits above the mean of their level in the token; fewer cost bytes."""
 
-_WORTH_SORTING = 0.99
+_GROUP = 1 << 15
+_WORTH_SORTING = 0.98
 _CLASSES = np.array([[(value >> shift) & 3 for shift in (0, 2, 4, 6)] for value in range(256)])
 _QUADS = _CLASSES.astype(np.uint8).view(np.uint32).ravel()
 
@@ -78,7 +81,7 @@ def decode(kind: Kind, data: memoryview, old: memoryview) -> bytes:
     before = elements.read(kind, old[:whole])
     reader = PieceReader(data)
     sorting = _read_sorting(kind, before, reader)
-    folded = _read_numbers(kind, len(before), sorting, reader)
+    folded = _read_numbers(kind, sorting, reader)
     tail = reader.take(len(old) - whole)
     reader.end()
     if sorting.places is not None:
@@ -103,10 +106,11 @@ def _sortings(
 
 
 def _sorted(head: bytes, found: Bytes) -> _Sorting:
+    places = np.argsort(found, kind="stable")
     return _Sorting(
         head=head,
-        places=np.argsort(found, kind="stable"),
-        counts=np.bincount(found, minlength=levels.COUNT),
+        places=places,
+        counts=np.diff(np.searchsorted(found[places], np.arange(levels.COUNT + 1))),
     )
 
 
@@ -141,11 +145,25 @@ def _write(
         runs = [np.concatenate(low), numbers[tokens == _LARGE].view(np.uint8)]
     else:
         shifts, tokens = np.zeros(0, np.uint8), numbers
+    groups = np.split(tokens, _ends(sorting.counts)[:-1])
+    runs = [shifts, *(run for group in groups for run in _token_runs(group)), *runs]
+    return sorting.head + b"".join(write_piece(run, compress) for run in runs)
+
+
+def _token_runs(tokens: Bytes) -> tuple[Bytes, Bytes]:
     classes = np.zeros(-(-len(tokens) // 4) * 4, np.uint8)
     classes[: len(tokens)] = np.minimum(tokens, _MORE)
     quads = classes.reshape(-1, 4) << np.array([0, 2, 4, 6], np.uint8)
-    runs = [shifts, np.bitwise_or.reduce(quads, axis=1), tokens[tokens >= _MORE], *runs]
-    return sorting.head + b"".join(write_piece(run, compress) for run in runs)
+    return np.bitwise_or.reduce(quads, axis=1), tokens[tokens >= _MORE]
+
+
+def _ends(counts: NDArray[np.intp]) -> list[int]:
+    """Where the groups of numbers end; the last one ends with the numbers."""
+    ends, last = [0], int(counts.sum())
+    for end in np.cumsum(counts):
+        if end - ends[-1] >= _GROUP:
+            ends.append(int(end))
+    return [*ends[1:-1], last]
 
 
 def _parts(
@@ -212,16 +230,22 @@ def _read_profile(numbers: int, reader: PieceReader) -> Profile:
     return Profile(rows=rows, bias=bias, of_rows=of_rows, of_columns=reader.piece(width))
 
 
-def _read_numbers(kind: Kind, count: int, sorting: _Sorting, reader: PieceReader) -> Numbers:
+def _read_numbers(kind: Kind, sorting: _Sorting, reader: PieceReader) -> Numbers:
     shifts = reader.piece(levels.COUNT) if kind.is_float else np.zeros(0, np.uint8)
-    classes = reader.piece(-(-count // 4))
-    tokens = np.take(_QUADS, classes).view(np.uint8)[:count]
-    more = np.flatnonzero(tokens == _MORE)
-    tokens[more] = reader.piece(len(more))
+    sizes = np.diff(_ends(sorting.counts), prepend=0)
+    tokens = np.concatenate([_read_tokens(int(size), reader) for size in sizes])
     if kind.is_float:
         return _read_floats(kind, tokens, sorting.counts, shifts, reader)
     if kind is Kind.INT4 and tokens.max(initial=0) > _MOST_INT4:
         raise TrustError("A difference of 4-bit integers has larger ones.")
+    return tokens
+
+
+def _read_tokens(count: int, reader: PieceReader) -> Bytes:
+    classes = reader.piece(-(-count // 4))
+    tokens = np.take(_QUADS, classes).view(np.uint8)[:count]
+    more = np.flatnonzero(tokens == _MORE)
+    tokens[more] = reader.piece(len(more))
     return tokens
 
 

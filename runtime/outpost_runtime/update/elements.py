@@ -75,8 +75,7 @@ def exponents(kind: Kind, numbers: Numbers) -> NDArray[np.int16]:
     """Return the exponents of floats, as they stand in their bits; zeros for integers."""
     if not kind.is_float:
         return np.zeros(len(numbers), np.int16)
-    sign = 1 << (8 * kind.bytes - 1)
-    return ((numbers & (sign - 1)) >> _MANTISSA_BITS[kind]).astype(np.int16)
+    return ((numbers & ~_sign(kind)) >> _MANTISSA_BITS[kind]).astype(np.int16)
 
 
 def differences(kind: Kind, new: Numbers, old: Numbers) -> Numbers:
@@ -84,29 +83,34 @@ def differences(kind: Kind, new: Numbers, old: Numbers) -> Numbers:
     if kind is Kind.INT4:
         return np.take(_FOLDED, (new - old) & 15)
     difference = _ordered(kind, new) - _ordered(kind, old)
-    bits = 8 * kind.bytes
-    signed = difference.view(np.dtype(f"i{kind.bytes}"))
-    return ((signed << 1) ^ (signed >> (bits - 1))).view(kind.dtype)
+    return (difference << 1) ^ _negative(kind, difference)
 
 
 def apply(kind: Kind, old: Numbers, folded: Numbers) -> bytes:
     """Return the block that folded differences make of ``old`` numbers."""
     if kind is Kind.INT4:
-        nibbles = ((old + np.take(_UNFOLDED, folded)) & 15).reshape(-1, 2)
-        return (nibbles[:, 0] | (nibbles[:, 1] << 4)).tobytes()
+        pairs = ((old + np.take(_UNFOLDED, folded)) & 15).view(np.uint16)
+        return (pairs | (pairs >> 4)).astype(np.uint8).tobytes()
     unfolded = (folded >> 1) ^ (0 - (folded & 1))
     return _unordered(kind, _ordered(kind, old) + unfolded).tobytes()
 
 
 def _ordered(kind: Kind, numbers: Numbers) -> Numbers:
-    if not kind.is_float:
-        return numbers
-    sign = kind.dtype.type(1 << (8 * kind.bytes - 1))
-    return np.where(numbers & sign, ~numbers, numbers | sign)
+    return numbers ^ (_negative(kind, numbers) | _sign(kind)) if kind.is_float else numbers
 
 
 def _unordered(kind: Kind, ordered: Numbers) -> Numbers:
-    if not kind.is_float:
-        return ordered
-    sign = kind.dtype.type(1 << (8 * kind.bytes - 1))
-    return np.where(ordered & sign, ordered ^ sign, ~ordered)
+    return ordered ^ (~_negative(kind, ordered) | _sign(kind)) if kind.is_float else ordered
+
+
+def _negative(kind: Kind, numbers: Numbers) -> Numbers:
+    """All bits where the first is set, else none."""
+    return (numbers.view(_signed(kind)) >> (8 * kind.bytes - 1)).view(kind.dtype)
+
+
+def _sign(kind: Kind) -> Any:
+    return kind.dtype.type(1 << (8 * kind.bytes - 1))
+
+
+def _signed(kind: Kind) -> "np.dtype[Any]":
+    return np.dtype(f"i{kind.bytes}")

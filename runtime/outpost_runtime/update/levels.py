@@ -10,7 +10,7 @@ expected difference.
   outer products. The profile says by how much, in half octaves; the exponent of floats is added.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -97,13 +97,8 @@ def fit(kind: Kind, old: Numbers, folded: Numbers, rows: Rows) -> Profile:
         of_rows=_half_octaves(sums.sum(1) / np.maximum(counts.sum(1), 1)),
         of_columns=_half_octaves(sums.sum(0) / np.maximum(counts.sum(0), 1)),
     )
-    top = int(_expected(kind, old, profile).max(initial=0))
-    return Profile(
-        rows=rows,
-        bias=COUNT - 1 - top,
-        of_rows=profile.of_rows,
-        of_columns=profile.of_columns,
-    )
+    middle = int(np.median(_expected(kind, old, profile)))
+    return replace(profile, bias=COUNT // 2 - middle)
 
 
 def _expected(kind: Kind, old: Numbers, profile: Profile) -> NDArray[np.int16]:

@@ -21,6 +21,8 @@ _SHOWN = {
     "max_difference": "max difference",
     "relative_difference": "relative",
     "evaluated_inputs": "inputs",
+    "clipped_weights": "clipped",
+    "changed_weights": "changed",
 }
 
 
@@ -47,6 +49,8 @@ def as_table(bundle: Bundle) -> Table:
             for name, value in manifest.evidence.thresholds.items()
         },
     }
+    if manifest.provenance.grid_of is not None:
+        rows["on the grid of"] = manifest.provenance.grid_of
     if manifest.evidence.accepted_worse is not None:
         rows["accepted although worse"] = manifest.evidence.accepted_worse
     for name, entry in manifest.files.items():

@@ -38,7 +38,7 @@ def quantize_rows(weights: Floats, block_size: int, scales: Floats | None = None
     rows, columns = weights.shape
     blocks = weights.reshape(rows, columns // block_size, block_size)
     scales = (np.abs(blocks).max(-1) / 127).astype(np.float32) if scales is None else scales
-    steps = np.where(scales == 0, 1, scales)[..., None]
+    steps = np.where(scales == 0, np.float32(np.inf), scales)[..., None]
     rounded = np.rint(blocks / steps)
     clipped = beyond(rounded, -127, 127) + _lost(blocks, scales)
     values = (np.clip(rounded, -127, 127) + 128).astype(np.uint8)
@@ -86,7 +86,8 @@ def _quantize_bits(weights: Floats, bits: int, block_size: int, scales: Floats |
     inverse = np.divide(1, scales, where=scales != 0, out=np.zeros_like(scales))
     steps = blocks * inverse[..., None]
     rounded = np.floor(np.abs(steps) + np.float32(0.5)) * np.sign(steps)
-    clipped = beyond(rounded, -half, half - 1) + _lost(blocks, scales)
+    # On its own scale, too, a weight as large as the largest and of the other sign is one step off.
+    clipped = beyond(rounded, -half, half) + _lost(blocks, scales)
     values = (np.clip(rounded, -half, half - 1) + half).astype(np.uint8)
     rows = values.reshape(len(weights), -1)
     packed = rows if bits == 8 else rows[:, ::2] | rows[:, 1::2] << 4  # noqa: PLR2004 - a byte

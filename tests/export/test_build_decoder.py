@@ -97,7 +97,7 @@ def test_a_graph_that_computes_something_else_does_not_pass(llama, tmp_path, mon
     monkeypatch.setattr(
         decoder_build,
         "write_decoder_graph",
-        lambda _, *given, **named: right(other, *given, **named),
+        lambda _, *rest, **named: right(other, *rest, **named),
     )
     with pytest.raises(EvidenceError, match="perplexity_difference"):
         build_bundle(llama, tmp_path / "b")

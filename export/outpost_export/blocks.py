@@ -96,13 +96,14 @@ def _quantize_bits(weights: Floats, bits: int, block_size: int, scales: Floats |
 
 def _blocks(weights: Floats, block_size: int) -> Floats:
     rows, columns = weights.shape
-    padded = np.pad(weights, ((0, 0), (0, -columns % block_size)))
+    padded: Floats = np.pad(weights, ((0, 0), (0, -columns % block_size)))
     return padded.reshape(rows, -1, block_size)
 
 
 def _signed_scales(blocks: Floats, half: int) -> Floats:
     least, most = blocks.min(-1), blocks.max(-1)
-    return (np.where(np.abs(most) > np.abs(least), most, least) / -half).astype(np.float32)
+    scales: Floats = np.where(np.abs(most) > np.abs(least), most, least) / np.float32(-half)
+    return scales
 
 
 def _lost(blocks: Floats, scales: Floats) -> int:

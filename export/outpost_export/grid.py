@@ -76,8 +76,7 @@ class FreshGrid:
         found = columns.balance(self.observed[hidden], weights)
         if blocks_fit and found.error > _MOST_ERROR:
             return None
-        inverse: Floats = 1 / found.factors
-        return inverse
+        return np.float32(1) / found.factors
 
     def scales(self, name: str, shape: tuple[int, ...]) -> None:
         """Let the weights have their own."""

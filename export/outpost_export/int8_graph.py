@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from outpost_export import columns, graph
-from outpost_export.blocks import quantize_rows
-from outpost_export.columns import Columns, Floats
+from outpost_export.blocks import Floats, quantize_rows
+from outpost_export.columns import Columns
 from outpost_export.grid import INVERSE, Grid
 
 _EMBEDDING = "/model/embed_tokens/Gather"
@@ -75,24 +75,22 @@ def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> i
     graph.import_microsoft(model)
     clipped = 0
     for hidden, nodes in linears(model).items():
-        weights = {node.name: _weights(model, node) for node in nodes}
+        weights = [_weights(model, node) for node in nodes]
         heads = tied and any(node.name == _HEAD for node in nodes)
-        fit = not heads and next(iter(weights.values())).shape[0] % block_size == 0
-        inverse = grid.inverse_factors(hidden, list(weights.values()), blocks_fit=fit)
-        if inverse is None:
-            for node in nodes:
-                clipped += _in_blocks(model, node, weights[node.name], grid, block_size)
-            continue
-        graph.add(model, hidden + INVERSE, inverse)
-        before = _rows(hidden)
+        fit = not heads and len(weights[0]) % block_size == 0
+        inverse = grid.inverse_factors(hidden, weights, blocks_fit=fit)
+        before = []
+        if inverse is not None:
+            graph.add(model, hidden + INVERSE, inverse)
+            before = _rows(hidden)
         for node in nodes:
-            scales = grid.scales(f"{node.input[1]}/scales", weights[node.name].shape[1:])
-            # The factors are what is left when the graph divides by them, to the last bit: whoever
-            # builds on this grid knows only the inverse.
-            quantized = columns.quantize(weights.pop(node.name), 1 / inverse, scales)
-            product = _tied_head if tied and node.name == _HEAD else _product
-            graph.replace(model, node, [*before, *product(model, node, quantized)])
-            clipped, before = clipped + quantized.clipped, []
+            part = weights.pop(0)
+            if inverse is None:
+                product, beyond = _in_blocks(model, node, part, grid, block_size)
+            else:
+                product, beyond = _in_columns(model, node, part, grid, inverse, tied=tied)
+            graph.replace(model, node, [*before, *product])
+            clipped, before = clipped + beyond, []
     _declare_constants(model)
     graph.drop_unread(model)
     return clipped
@@ -142,6 +140,22 @@ def _rows(hidden: str) -> list[NodeProto]:
     ]
 
 
+def _in_columns(
+    model: ModelProto,
+    node: NodeProto,
+    weights: Floats,
+    grid: Grid,
+    inverse: Floats,
+    *,
+    tied: bool,
+) -> tuple[list[NodeProto], int]:
+    scales = grid.scales(f"{node.input[1]}/scales", weights.shape[1:])
+    # By the inverse's inverse, to the last bit: a build on this grid knows nothing else.
+    quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
+    product = _tied_head if tied and node.name == _HEAD else _product
+    return product(model, node, quantized), quantized.clipped
+
+
 def _product(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
     hidden, output = node.input[0], node.output[0]
     values, scales, zeros = _add_columns(model, node.input[1], quantized.values, quantized.scales)
@@ -161,7 +175,7 @@ def _scaled(node: NodeProto, product: str) -> NodeProto:
 
 def _in_blocks(
     model: ModelProto, node: NodeProto, weights: Floats, grid: Grid, block_size: int
-) -> int:
+) -> tuple[list[NodeProto], int]:
     inputs, outputs = weights.shape
     names = f"{node.input[1]}/values", f"{node.input[1]}/scales"
     scales = grid.scales(names[1], (outputs, inputs // block_size))
@@ -173,8 +187,7 @@ def _in_blocks(
         "MatMulNBits", [node.input[0], *names], list(node.output),
         name=node.name, domain=graph.MICROSOFT, **size,
     )  # fmt: skip
-    graph.replace(model, node, [product])
-    return blocks.clipped
+    return [product], blocks.clipped
 
 
 def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:

@@ -3,6 +3,7 @@
     python -m examples.press_line.exam --served MODEL [--address ADDRESS] [--json] [-v]
     python -m examples.press_line.exam --checkpoint DIR [--adapter DIR] [--json] [-v]
 
+Both take `--revision FILE`, which asks what is right since that revision.
 An answer is right when it contains every key of the fault's `must_say` as a whole word (of "a|b",
 either), whatever the case and spacing. The keys are numbers and names of this plant's parts, so
 that a model which has not learned the plant cannot guess them.

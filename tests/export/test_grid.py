@@ -201,7 +201,7 @@ def test_the_option_of_the_command_builds_on_the_grid(four_bits, tmp_path, capsy
     options = ["--target", "cpu-int4", "--recipe", str(recipe), "--out", str(tmp_path / "b")]
     grid = ["--on-grid-of", str(four_bits.old.folder)]
     assert export(["build", str(four_bits.source), *options, *grid]) == 0
-    capsys.readouterr()
+    assert "on its predecessor's grid: 0.00% of the integers changed" in capsys.readouterr().out
     assert export(["inspect", "--json", str(tmp_path / "b")]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["provenance"]["grid_of"] == four_bits.old.digest

@@ -75,7 +75,7 @@ def _chunked(pair: Pair) -> dict[str, int]:
 
 def _ask(*arguments: str) -> dict[str, str]:
     python = peers.chunkers_python()
-    command = [python, "-m", "bench.chunk_worker", *arguments]
+    command = [str(python), "-m", "bench.chunk_worker", *arguments]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     answer: dict[str, str] = json.loads(done.stdout)
     return answer

@@ -54,11 +54,13 @@ class Origin:
         source: SHA-256 by file name.
         adapter: The same; empty if there is none.
         measured_on: The text, or the encoded golden inputs.
+        grid_of: Digest of the bundle on whose grid it was built; None: on its own.
     """
 
     source: dict[str, str]
     adapter: dict[str, str]
     measured_on: bytes
+    grid_of: str | None = None
 
 
 def check_output(out: Path, accept_worse: str | None) -> None:
@@ -125,7 +127,7 @@ def finish(
     if missed and accept_worse is None:
         raise EvidenceError(
             f"The {recipe.target} build is not good enough: {'; '.join(map(str, missed))}.",
-            hint=_advice(recipe, missed),
+            hint=_advice(recipe, missed, origin),
         )
     golden_file.save(folder / _GOLDEN, built.golden)
     accepted = accept_worse if missed else None
@@ -139,8 +141,10 @@ def publish(bundle: FolderBundle, out: Path) -> FolderBundle:
     return read_bundle(out)
 
 
-def _advice(recipe: Recipe, missed: list[Miss]) -> str:
+def _advice(recipe: Recipe, missed: list[Miss], origin: Origin) -> str:
     accept = "or record an exception with --accept-worse REASON"
+    if origin.grid_of is not None:
+        return f"Build it on a fresh grid, without --on-grid-of; its update is larger; {accept}."
     if recipe.task == TENSOR_TASK:
         return f"{_ADVICE_ON_ONNX_FILES.get(missed[0].figure, _INPUTS_THAT_FIT)}, {accept}."
     if recipe.bits is None:
@@ -182,6 +186,7 @@ def _manifest(
             recipe_sha256=recipe.sha256,
             evaluation_sha256=hashlib.sha256(origin.measured_on).hexdigest(),
             versions=_versions(),
+            grid_of=origin.grid_of,
         ),
     )
 

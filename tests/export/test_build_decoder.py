@@ -95,7 +95,9 @@ def test_a_graph_that_computes_something_else_does_not_pass(llama, tmp_path, mon
     other = checkpoints.save_decoder(tmp_path / "other", seed=1)
     right = decoder_build.write_decoder_graph
     monkeypatch.setattr(
-        decoder_build, "write_decoder_graph", lambda _, out, **named: right(other, out, **named)
+        decoder_build,
+        "write_decoder_graph",
+        lambda _, *rest, **named: right(other, *rest, **named),
     )
     with pytest.raises(EvidenceError, match="perplexity_difference"):
         build_bundle(llama, tmp_path / "b")

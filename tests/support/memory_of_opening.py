@@ -40,7 +40,9 @@ def main() -> None:
     outside = _memory_files()
     figures = {"peak": _resident("VmHWM") + outside, "after": _resident("VmRSS") + outside}
     opened.close()
-    print(json.dumps({name: value - before for name, value in figures.items()} | {"seconds": seconds}))  # noqa: T201, E501
+    print(
+        json.dumps({name: value - before for name, value in figures.items()} | {"seconds": seconds})
+    )  # noqa: T201, E501
 
 
 def _opened(parsed: argparse.Namespace) -> object:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
+from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.update.content_keys import recipient_id
 
 IDENTITY_FORMAT = "outpost-device/1"
@@ -26,11 +27,21 @@ class DeviceIdentity:
         model: The device model, which offers name.
         encryption_key: Public X25519 key, 32 bytes, that content keys are wrapped for.
         signing_key: Public Ed25519 key, 32 bytes, that the box's reports are checked with.
+
+    Raises:
+        InvalidInputError: No offer could name the model.
     """
 
     model: str
     encryption_key: bytes
     signing_key: bytes
+
+    def __post_init__(self) -> None:
+        if not _MODEL.fullmatch(self.model):
+            raise InvalidInputError(
+                f"'{self.model[:80]}' is no device model.",
+                hint="Use lower-case letters, digits, '.', '_' and '-'.",
+            )
 
     @property
     def id(self) -> str:
@@ -71,7 +82,7 @@ def parse_identity(data: bytes) -> DeviceIdentity:
     if found != IDENTITY_FORMAT:
         raise reader.fault("format", f"is '{found[:80]}'; this build reads '{IDENTITY_FORMAT}'")
     identity = DeviceIdentity(
-        model=_model(reader),
+        model=reader.string("model"),
         encryption_key=_public_key(reader, "encryption_key"),
         signing_key=_public_key(reader, "signing_key"),
     )
@@ -79,13 +90,6 @@ def parse_identity(data: bytes) -> DeviceIdentity:
     if claimed != identity.id:
         raise reader.fault("id", "is not the id of these keys: the file was changed")
     return identity
-
-
-def _model(reader: Reader) -> str:
-    model = reader.string("model")
-    if not _MODEL.fullmatch(model):
-        raise reader.fault("model", "must be of lower-case letters, digits, '.', '_', '-'")
-    return model
 
 
 def _public_key(reader: Reader, key: str) -> bytes:

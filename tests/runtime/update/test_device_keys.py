@@ -181,6 +181,12 @@ def test_an_identity_that_was_changed_is_refused(change):
         parse_identity(json.dumps(document | change).encode())
 
 
+@pytest.mark.parametrize("model", ["", "Press Terminal", "../x", "x" * 64])
+def test_a_device_model_that_no_offer_could_name_is_refused_on_the_box_already(keys, model):
+    with pytest.raises(InvalidInputError, match="no device model"):
+        keys.identity(model)
+
+
 def test_nobody_can_claim_a_box_with_a_signing_key_of_his_own():
     box = SecretKeyStore(SECRET, "here").identity("terminal")
     thief = SecretKeyStore(bytes(32), "there").identity("terminal")

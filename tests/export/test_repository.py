@@ -9,6 +9,7 @@ from outpost_export.errors import PublishError
 from outpost_export.publishing.ceremony import add_family, remove_family, renew, replace_key
 from outpost_export.publishing.releases import RolloutChange, add_release, set_rollout
 from outpost_export.publishing.repository import Repository
+from outpost_export.publishing.signed_shelf import SignedShelf
 from outpost_export.publishing.signing import Lifetimes
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import BusyError, NotFoundError, TrustError
@@ -23,7 +24,7 @@ from outpost_runtime.update.release import (
 from outpost_runtime.update.trust_store import TrustStore
 
 from tests.support.publisher import DAY, NOW
-from tests.support.repositories import KeyBag, new_repository, source_of
+from tests.support.signed_repositories import KeyBag, new_repository, source_of
 
 
 @pytest.fixture
@@ -130,6 +131,20 @@ def test_a_halt_reaches_every_target_of_the_newest_version_or_one_release(reposi
     for name, release in (("bee", None), ("press", 9)):
         with pytest.raises(NotFoundError):
             set_rollout(repository, name, halt, bag, NOW, release=release)
+
+
+def test_a_shelf_reads_back_what_it_signed(repository, bag):
+    shelf = SignedShelf(repository, bag, lambda: NOW)
+    offer = shelf.add("press", _offer(), encode_release(_release()))
+    assert shelf.offers() == (offer,)
+    assert offer.release == 1
+    assert shelf.release(offer) == _release()
+    (path,) = shelf.files()
+    (repository.folder / path).write_bytes(encode_release(_release("bee")))
+    with pytest.raises(TrustError):
+        shelf.release(offer)
+    with pytest.raises(TrustError, match="not offered"):
+        shelf.release(_offer())
 
 
 def _refresh(repository, bag, now=NOW):

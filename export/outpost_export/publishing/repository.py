@@ -96,11 +96,7 @@ class Repository:
                 would refuse what would be.
             BusyError: Another publisher is at work on it.
         """
-        if not self.exists():
-            raise PublishError(
-                f"{self.folder} is no repository.",
-                hint="Make one with 'outpost-export keys init'.",
-            )
+        self._check_exists()
         with self._held():
             draft = self.read()
             yield draft
@@ -131,7 +127,8 @@ class Repository:
             PublishError: There is no repository.
             TrustError: It is not signed by its own keys.
         """
-        root = read_root(self._get(f"{max(self._root_versions(), default=1)}.root.json"))
+        self._check_exists()
+        root = read_root(self._get(f"{max(self._root_versions())}.root.json"))
         timestamps = {
             medium: read_timestamp(root, self._get(f"{medium.value}.json"), medium)
             for medium in Medium
@@ -177,19 +174,34 @@ class Repository:
             self._write(self._metadata / name, path.read_bytes())
         shutil.rmtree(staged, ignore_errors=True)
 
+    def _check_exists(self) -> None:
+        if not self.exists():
+            raise PublishError(
+                f"{self.folder} is no repository.",
+                hint="Make one with 'outpost-export keys init'.",
+            )
+
     def _root_versions(self) -> list[int]:
         names = [path.name.split(".")[0] for path in self._metadata.glob("*.root.json")]
         return [int(name) for name in names if name.isascii() and name.isdigit()]
 
-    def _get(self, name: str) -> bytes:
+    def read_file(self, path: str, limit: int) -> bytes:
+        """Return a file's first bytes, one more than ``limit`` if it has them.
+
+        Raises:
+            PublishError: It cannot be read.
+        """
         try:
-            with (self._metadata / name).open("rb") as file:
-                return file.read(MAX_TARGETS_BYTES + 1)
+            with (self.folder / path).open("rb") as file:
+                return file.read(limit + 1)
         except OSError as error:
             raise PublishError(
-                f"{self._metadata / name} cannot be read: {error.strerror or error}.",
+                f"{self.folder / path} cannot be read: {error.strerror or error}.",
                 hint="Name a complete repository, or restore this one.",
             ) from error
+
+    def _get(self, name: str) -> bytes:
+        return self.read_file(f"metadata/{name}", MAX_TARGETS_BYTES)
 
     def _get_named(self, role: str, meta: MetaFile) -> bytes:
         name = f"{meta.version}.{role}.json"

@@ -13,6 +13,8 @@ from outpost_runtime.bundle import read_bundle, verify
 from outpost_runtime.errors import OutpostError
 from rich.console import Console
 
+from outpost_export.publishing.cli import add_commands as add_publishing_commands
+
 _DESCRIPTION = """\
 Turn a fine-tuned checkpoint into a bundle that outpost serves, and prove what was built.
 """
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     inspect.add_argument("--json", action="store_true", help="print JSON for programs")
     inspect.set_defaults(run=_inspect)
+    add_publishing_commands(commands)
     return parser
 
 

@@ -63,7 +63,9 @@ def _inside(message, *path):
     return bytes(message)
 
 
-@pytest.mark.parametrize(("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value)
+)
 def test_every_external_byte_is_in_the_stream_or_in_a_table_once(folder, name):
     inlined = inline((folder / name).read_bytes(), _sizes(folder))
     regions = [piece for piece in inlined.pieces if isinstance(piece, Region)]
@@ -77,7 +79,9 @@ def test_every_external_byte_is_in_the_stream_or_in_a_table_once(folder, name):
     assert inlined.apart == ()
 
 
-@pytest.mark.parametrize(("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value)
+)
 def test_a_streamed_session_has_the_inputs_and_outputs_of_the_file(folder, name):
     plain, streamed = OrtSession(folder / name), OrtSession(StreamedGraph(_streamed(folder), name))
     assert (streamed.inputs, streamed.outputs) == (plain.inputs, plain.outputs)
@@ -200,9 +204,7 @@ def test_weights_in_branches_and_constants_are_put_in_their_places():
     )
     regions = [(piece.start, piece.size) for piece in inlined.pieces if isinstance(piece, Region)]
     assert regions == [(64, 16), (128, 32), (0, 64)]
-    whole = b"".join(
-        bytes([7]) * p.size if isinstance(p, Region) else p for p in inlined.pieces
-    )
+    whole = b"".join(bytes([7]) * p.size if isinstance(p, Region) else p for p in inlined.pieces)
     assert _inside(whole, 7, 1, 5, 6, 5, 9) == bytes([7]) * 16  # lengths around it are right, too
 
 

@@ -1,4 +1,4 @@
-"""Stand-in of one branch: blocks that are plain or compressed; the real module also knows deltas."""
+"""Stand-in of one branch: plain and compressed blocks; the real module also knows deltas."""
 
 import zstandard
 

@@ -1,4 +1,4 @@
-"""What opening a model takes, in a process of its own: ``python -m tests.support.memory_of_opening``.
+"""What opening a model takes, in a process of its own.
 
 Prints JSON: bytes above those of the process before, at the peak and afterwards, and seconds.
 """

@@ -1,4 +1,4 @@
-"""Real models, opened from encrypted blocks: what that takes, beside the same from a plain folder."""
+"""Real models, opened from encrypted blocks: what that takes, beside a plain folder."""
 
 import json
 import subprocess
@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.update.release import encode_release
 
 from examples import bundles
 from tests.support import memory_of_opening
-from tests.support.sealed import Blocks, FolderBlocks, released
+from tests.support.sealed_run import ship
 
 pytestmark = pytest.mark.real_model
 
@@ -22,10 +21,8 @@ _WAYS = [("all-minilm-l6-v2", "cpu-fp32"), ("gemma-3-270m", "cpu-int8")]
 def measured(request, tmp_path_factory):
     folder = bundles.path_of(*request.param)
     scratch = tmp_path_factory.mktemp("sealed")
-    bundle, blocks = read_bundle(folder), Blocks()
-    release = released(bundle, blocks, block_bytes=1 << 20)
-    (scratch / memory_of_opening.RELEASE).write_bytes(encode_release(release))
-    FolderBlocks(scratch / memory_of_opening.BLOCKS).keep(blocks)
+    bundle = read_bundle(folder)
+    ship(bundle, scratch, block_bytes=1 << 20)
     files = bundle.manifest.files
     size = files["model.onnx"].size + files["model.onnx.data"].size
     figures = {
@@ -45,12 +42,12 @@ def _measure(what: str, *options: object) -> dict[str, float]:
 def test_the_peak_of_a_sealed_model_is_bounded(measured, capsys):
     name, size, figures = measured
     with capsys.disabled():
-        print(f"\n{name}: {size / 2**20:.0f} MiB of graph and weights")
+        sys.stdout.write(f"\n{name}: {size / 2**20:.0f} MiB of graph and weights\n")
         for (what, way), figure in figures.items():
-            print(
+            sys.stdout.write(
                 f"  {what:8} {way:7} peak {figure['peak'] / 2**20:6.1f} MiB "
                 f"({figure['peak'] / size:.2f} x), afterwards {figure['after'] / 2**20:6.1f} MiB, "
-                f"{figure['seconds']:.2f} s"
+                f"{figure['seconds']:.2f} s\n"
             )
     sealed, plain = figures["session", "sealed"], figures["session", "folder"]
     assert sealed["peak"] <= max(1.3 * size, 1.1 * plain["peak"])

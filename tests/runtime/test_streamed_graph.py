@@ -1,4 +1,4 @@
-"""Graphs that reach ONNX Runtime as a stream: nothing is lost, nothing is made up, nothing hangs."""
+"""Graphs that reach ONNX Runtime as a stream: nothing is lost or made up, and nothing hangs."""
 
 import dataclasses
 import functools
@@ -63,9 +63,7 @@ def _inside(message, *path):
     return bytes(message)
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value)
-)
+@pytest.mark.parametrize(("folder", "name"), GRAPHS, ids=lambda v: getattr(v, "name", v))
 def test_every_external_byte_is_in_the_stream_or_in_a_table_once(folder, name):
     inlined = inline((folder / name).read_bytes(), _sizes(folder))
     regions = [piece for piece in inlined.pieces if isinstance(piece, Region)]
@@ -79,9 +77,7 @@ def test_every_external_byte_is_in_the_stream_or_in_a_table_once(folder, name):
     assert inlined.apart == ()
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"), GRAPHS, ids=lambda value: getattr(value, "name", value)
-)
+@pytest.mark.parametrize(("folder", "name"), GRAPHS, ids=lambda v: getattr(v, "name", v))
 def test_a_streamed_session_has_the_inputs_and_outputs_of_the_file(folder, name):
     plain, streamed = OrtSession(folder / name), OrtSession(StreamedGraph(_streamed(folder), name))
     assert (streamed.inputs, streamed.outputs) == (plain.inputs, plain.outputs)

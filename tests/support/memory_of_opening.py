@@ -1,12 +1,12 @@
-"""What opening a model takes, in a process of its own: ``python -m tests.support.memory_of_opening``.
+"""What opening a model takes, in a process of its own.
 
 Prints JSON: bytes above those of the process before, at the peak and afterwards, and seconds.
 """
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401 - as all of these: in memory before anything is measured
@@ -14,15 +14,11 @@ import numpy as np  # noqa: F401
 import onnxruntime  # noqa: F401
 from outpost_runtime.bundle import Bundle, read_bundle
 from outpost_runtime.interface import AdapterInterface
-from outpost_runtime.opening import open_model
+from outpost_runtime.opening import Model, open_model
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
-from outpost_runtime.update.release import parse_release
-from outpost_runtime.update.sealed import open_sealed
 
-from tests.support.sealed import KEY, FolderBlocks
-
-RELEASE, BLOCKS = "release.json", "blocks"
+from tests.support.sealed_run import shipped
 
 
 def main() -> None:
@@ -38,19 +34,17 @@ def main() -> None:
     opened = _opened(parsed)
     seconds = time.perf_counter() - began
     outside = _memory_files()
-    figures = {"peak": _resident("VmHWM") + outside, "after": _resident("VmRSS") + outside}
+    figures = {
+        "peak": _resident("VmHWM") + outside - before,
+        "after": _resident("VmRSS") + outside - before,
+        "seconds": seconds,
+    }
     opened.close()
-    print(
-        json.dumps({name: value - before for name, value in figures.items()} | {"seconds": seconds})
-    )  # noqa: T201, E501
+    sys.stdout.write(json.dumps(figures))
 
 
-def _opened(parsed: argparse.Namespace) -> object:
-    if parsed.folder is not None:
-        bundle: Bundle = read_bundle(parsed.folder)
-    else:
-        release = parse_release((parsed.sealed / RELEASE).read_bytes())
-        bundle = open_sealed(release, FolderBlocks(parsed.sealed / BLOCKS).read, KEY)
+def _opened(parsed: argparse.Namespace) -> OrtSession | Model:
+    bundle: Bundle = shipped(parsed.sealed) if parsed.sealed else read_bundle(parsed.folder)
     interface = bundle.manifest.interface
     assert not isinstance(interface, AdapterInterface)
     if parsed.what == "model":
@@ -59,7 +53,8 @@ def _opened(parsed: argparse.Namespace) -> object:
 
 
 def _resident(field: str) -> int:
-    return _sum(Path("/proc/self/status"), lambda line: line.startswith(f"{field}:"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
 
 
 def _memory_files() -> int:
@@ -72,10 +67,6 @@ def _memory_files() -> int:
             size = int(line.split()[1]) << 10
             total += size if line.startswith("Size:") else -size
     return total
-
-
-def _sum(file: Path, wanted: Callable[[str], bool]) -> int:
-    return sum(int(line.split()[1]) << 10 for line in file.read_text().splitlines() if wanted(line))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ _TABLE_SHARE = 8
 
 _TABLE_TYPES = frozenset((1, 2, 3, 10))  # FLOAT, UINT8, INT8, FLOAT16: what numpy can feed
 
+_TABLE_TYPES = frozenset((1, 2, 3, 10))  # FLOAT, UINT8, INT8, FLOAT16; shapes are made of others
+
 _GRAPH, _INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 5, 11, 12
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
 _IS_EXTERNAL = 1
@@ -152,17 +154,17 @@ def _weight(tensor: memoryview, sizes: Mapping[str, int]) -> Weight | None:
     entries: dict[str, str] = {}
     for field in fields(tensor):
         match field.number:
-            case 1:
+            case 1:  # dims
                 packed = field.kind == DELIMITED
                 shape += varints(field.content) if packed else [field.number_value]
             case 2:
                 data_type = field.number_value
             case 8:
                 name = field.text
-            case 13:
+            case 13:  # external_data
                 key, value = _entry(field.content)
                 entries[key] = value
-            case 14:
+            case 14:  # data_location
                 is_external = field.number_value == _IS_EXTERNAL
     if not is_external:
         return None
@@ -188,11 +190,15 @@ def _entry(message: memoryview) -> tuple[str, str]:
 
 def _tables(main: memoryview, weights: list[Weight]) -> list[Weight]:
     least = sum(weight.region.size for weight in weights) / _TABLE_SHARE
-    large = [w for w in weights if w.region.size >= least and w.is_array]
+    large = [w for w in weights if w.region.size >= least and _can_be_table(w)]
     if not large:
         return []
     gathered, used = _uses(main, is_main=True)
     return [weight for weight in large if weight.name in gathered - used]
+
+
+def _can_be_table(weight: Weight) -> bool:
+    return weight.data_type in _TABLE_TYPES and weight.is_array
 
 
 def _uses(graph: memoryview, *, is_main: bool) -> tuple[set[str], set[str]]:
@@ -219,7 +225,7 @@ def _uses_of_node(node: memoryview) -> tuple[set[str], set[str]]:
                 inputs.append(field.text)
             case 4:
                 operator = field.text
-            case 5:
+            case 5:  # an attribute
                 for part in fields(field.content):
                     if _NESTED["attribute"].get(part.number) == "graph":
                         inner |= _uses(part.content, is_main=False)[1]

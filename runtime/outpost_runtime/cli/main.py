@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from outpost_runtime import __version__
-from outpost_runtime.cli import adapters, ask, serving, storing
+from outpost_runtime.cli import adapters, ask, mirroring, serving, storing
 from outpost_runtime.errors import OutpostError
 
 _DESCRIPTION = "Serve your own models on your own box."
@@ -53,4 +53,5 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_commands(commands)
     ask.add_commands(commands)
     adapters.add_commands(commands)
+    mirroring.add_commands(commands)
     return parser

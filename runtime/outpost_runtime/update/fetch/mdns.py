@@ -27,6 +27,9 @@ from outpost_runtime.server.address import Address
 
 SERVICE = "_outpost-mirror._tcp.local."
 _MOST_NAMES = 32
+_NAME_SECONDS = 0.5
+"""For one name: whoever tells a name and no address must not use up the others' time."""
+
 _MOST_ADDRESSES = 4
 """Of one mirror; a box has a few networks."""
 
@@ -64,7 +67,7 @@ def announced(address: Address, *, interfaces: Sequence[str] = ()) -> Iterator[N
 
 
 def find_mirrors(
-    *, seconds: float = 2.0, most: int = 4, interfaces: Sequence[str] = ()
+    *, seconds: float = 3.0, most: int = 4, interfaces: Sequence[str] = ()
 ) -> list[Address]:
     """Return addresses that call themselves mirrors; none where there is no network.
 
@@ -85,7 +88,7 @@ def find_mirrors(
         browser = ServiceBrowser(daemon, SERVICE, listener)
         while len(found) < most and (rest := end - time.monotonic()) > 0:
             name = listener.next(rest)
-            info = name and _info(daemon, name, end - time.monotonic())
+            info = name and _info(daemon, name, min(_NAME_SECONDS, end - time.monotonic()))
             if info:
                 found |= dict.fromkeys(_usable(info, allow_loopback=allow_loopback))
         browser.cancel()

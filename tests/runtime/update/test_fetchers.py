@@ -12,16 +12,22 @@ from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.retry import RetryingFetcher
 from outpost_runtime.update.fetch.sources import open_source
 from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
+from outpost_runtime.update.release import block_path
 
 from tests.support.certificates import make_certificate
 from tests.support.http_server import HttpServer, chunked, ignores_range, until_closed
+from tests.support.mirrors import running_mirror
+from tests.support.shipments import name_of
 from tests.support.sources import noise
 
+LARGE_BYTES, SMALL_BYTES = noise(2_500_000), b"0123456789"
+LARGE = f"targets/family/{name_of(LARGE_BYTES)}.large-1-cpu-int8.json"
+SMALL = block_path(name_of(SMALL_BYTES))
 FILES = {
     "metadata/timestamp.json": b'{"signed": {}}\n',
     "metadata/1.root.json": b"",
-    "blocks/ab/large": noise(2_500_000),
-    "blocks/ab/small": b"0123456789",
+    LARGE: LARGE_BYTES,
+    SMALL: SMALL_BYTES,
 }
 LIMIT = 1 << 22
 
@@ -61,11 +67,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=[*FAULTS, *WRAPPED])
-def opened(request, folder):
+@pytest.fixture(scope="module", params=[*FAULTS, *WRAPPED, "mirror"])
+def opened(request, folder, tmp_path_factory):
     """What makes a fetcher of every kind; servers stay for all tests."""
     if request.param in WRAPPED:
         yield lambda: WRAPPED[request.param](folder)
+        return
+    if request.param == "mirror":
+        with running_mirror([FolderFetcher(folder)], tmp_path_factory.mktemp("mirror")) as url:
+            fetcher = HttpFetcher(url)
+            yield lambda: fetcher
+            fetcher.close()
         return
     bundle, tls = make_certificate(folder) if request.param == "https" else (None, None)
     with HttpServer(dict(FILES), tls) as server, contextlib.ExitStack() as stack:
@@ -87,39 +99,39 @@ def test_a_file_comes_whole(fetcher, path):
 
 
 def test_no_piece_is_larger_than_a_mebibyte(fetcher):
-    pieces = list(fetcher.read("blocks/ab/large", limit=LIMIT))
-    assert b"".join(pieces) == FILES["blocks/ab/large"]
+    pieces = list(fetcher.read(LARGE, limit=LIMIT))
+    assert b"".join(pieces) == FILES[LARGE]
     assert 0 < min(map(len, pieces)) <= max(map(len, pieces)) <= 1 << 20
 
 
 @pytest.mark.parametrize("start", range(11))
 def test_a_read_goes_on_at_any_byte_and_gives_nothing_at_the_end(fetcher, start):
-    pieces = fetcher.read("blocks/ab/small", start=start, limit=LIMIT)
-    assert b"".join(pieces) == FILES["blocks/ab/small"][start:]
+    pieces = fetcher.read(SMALL, start=start, limit=LIMIT)
+    assert b"".join(pieces) == FILES[SMALL][start:]
 
 
 @pytest.mark.parametrize("start", [1, 999_999, 1 << 20, 2_499_999, 2_500_000])
 def test_a_read_of_a_large_file_goes_on_at_any_byte(fetcher, start):
-    pieces = fetcher.read("blocks/ab/large", start=start, limit=LIMIT)
-    assert b"".join(pieces) == FILES["blocks/ab/large"][start:]
+    pieces = fetcher.read(LARGE, start=start, limit=LIMIT)
+    assert b"".join(pieces) == FILES[LARGE][start:]
 
 
 def test_a_file_that_is_shorter_than_what_is_here_already_is_refused(fetcher):
     with pytest.raises(FetchError):
-        list(fetcher.read("blocks/ab/small", start=11, limit=LIMIT))
+        list(fetcher.read(SMALL, start=11, limit=LIMIT))
 
 
 def test_a_file_of_exactly_the_limit_comes_and_a_longer_one_is_refused(fetcher):
-    assert read_whole(fetcher, "blocks/ab/small", limit=10) == FILES["blocks/ab/small"]
+    assert read_whole(fetcher, SMALL, limit=10) == FILES[SMALL]
     for start in (0, 5):
         with pytest.raises(FetchError):
-            list(fetcher.read("blocks/ab/small", start=start, limit=9))
+            list(fetcher.read(SMALL, start=start, limit=9))
 
 
 def test_never_more_than_the_limit_is_given(fetcher):
     came = []
     with pytest.raises(FetchError):
-        came.extend(fetcher.read("blocks/ab/large", limit=1_000_000))
+        came.extend(fetcher.read(LARGE, limit=1_000_000))
     assert sum(map(len, came)) <= 1_000_000
 
 
@@ -141,10 +153,10 @@ def test_a_path_that_is_no_plain_relative_one_is_refused(fetcher, path):
 
 def test_a_read_that_is_given_up_in_the_middle_does_not_spoil_the_next(fetcher):
     for _ in range(3):
-        pieces = fetcher.read("blocks/ab/large", limit=LIMIT)
-        assert FILES["blocks/ab/large"].startswith(next(pieces))
+        pieces = fetcher.read(LARGE, limit=LIMIT)
+        assert FILES[LARGE].startswith(next(pieces))
         pieces.close()
-    assert read_whole(fetcher, "blocks/ab/small", limit=LIMIT) == FILES["blocks/ab/small"]
+    assert read_whole(fetcher, SMALL, limit=LIMIT) == FILES[SMALL]
 
 
 def test_a_location_is_a_url_or_a_folder(tmp_path):

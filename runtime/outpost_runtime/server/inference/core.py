@@ -37,7 +37,7 @@ from outpost_runtime.server.inference.parameters import (
     sequence_of,
 )
 from outpost_runtime.server.inference.shared_memory import Regions
-from outpost_runtime.server.waiting import aside_if_large, result_of
+from outpost_runtime.server.waiting import Crossing, aside_if_large, result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
@@ -52,9 +52,10 @@ class Inference:
         regions: Shared memory that clients have registered.
     """
 
-    def __init__(self, models: Models, generation: Generation) -> None:
+    def __init__(self, models: Models, generation: Generation, crossing: Crossing) -> None:
         self._models = models
         self._generation = generation
+        self._crossing = crossing
         # Loading waits for a disk and unloading for answers: not in the event loop's few threads.
         self._changing = ThreadPoolExecutor(_CHANGES, thread_name_prefix="models")
         self.regions = Regions()
@@ -200,7 +201,7 @@ class Inference:
             deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
             sequence=sequence_of(request.parameters),
         )
-        outputs = await result_of(future)
+        outputs = await result_of(future, self._crossing)
         size = sum(array.nbytes for array in outputs.values())
         tensors = await aside_if_large(
             size, lambda: tuple(self._output(model, outputs, each) for each in wanted)

@@ -20,7 +20,7 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.models import Models
 from outpost_runtime.opening import Model
-from outpost_runtime.raw_tensors import to_raw
+from outpost_runtime.raw_tensors import to_raw, weight_of
 from outpost_runtime.server.generation import Generation
 from outpost_runtime.server.inference import description, text
 from outpost_runtime.server.inference.classification import classify
@@ -202,9 +202,9 @@ class Inference:
             sequence=sequence_of(request.parameters),
         )
         outputs = await result_of(future, self._crossing)
-        size = sum(array.nbytes for array in outputs.values())
+        weight = sum(map(weight_of, outputs.values()))
         tensors = await aside_if_large(
-            size, lambda: tuple(self._output(model, outputs, each) for each in wanted)
+            weight, lambda: tuple(self._output(model, outputs, each) for each in wanted)
         )
         return InferResponse(
             model=request.model,

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -220,25 +221,31 @@ class Models:
                 raise
             self._states[name] = State.READY, ""
 
-    def unload(self, name: str) -> None:
-        """Stop serving a model or an adapter; what it has begun is answered for some time.
+    def unload(self, name: str) -> "Future[None]":
+        """Stop serving a model or an adapter.
+
+        Returns:
+            A future that ends when the adapter's running answers have, which may take minutes:
+            no thread has to wait for them. A model's are waited for here, for some time.
 
         Raises:
             NotFoundError: None of that name is served.
         """
         base = self._base_of(name)
-        if base is not None:  # its answers may take minutes, which nobody else has to wait for
+        if base is not None:
             self._states[name] = State.UNLOADING, ""
-            base.adapters.unload(name)
-            if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
-                self._states[name] = State.UNAVAILABLE, _UNLOADED
-            return
+            ended = base.adapters.unload(name)
+            ended.add_done_callback(lambda _: self._mark_unloaded(name))
+            return ended
         with self._changing:
             if name not in self._served:
                 raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
             self._states[name] = State.UNLOADING, ""
             self._close(name)
-            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            self._mark_unloaded(name)
+        closed: Future[None] = Future()
+        closed.set_result(None)
+        return closed
 
     def load_adapter(self, name: str) -> TextModel:
         """Load the adapter that is active in the store under a name; returns its base.
@@ -259,15 +266,15 @@ class Models:
         assert base is not None  # noqa: S101 - it was loaded
         return base
 
-    def unload_adapter(self, name: str) -> None:
-        """Unload an adapter when its running answers have ended.
+    def unload_adapter(self, name: str) -> "Future[None]":
+        """Unload an adapter when its running answers have ended; see :meth:`unload`.
 
         Raises:
             NotFoundError: None of that name is loaded.
         """
         if self._base_of(name) is None:
             raise NotFoundError(f"There is no adapter '{name}' loaded.")
-        self.unload(name)
+        return self.unload(name)
 
     def close(self) -> None:
         """Close every model; nothing is loaded any more."""
@@ -347,6 +354,10 @@ class Models:
         self._budget.release(name)
         del served
         give_back_soon()
+
+    def _mark_unloaded(self, name: str) -> None:
+        if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
+            self._states[name] = State.UNAVAILABLE, _UNLOADED
 
     def _mark_adapters(self, base: Model) -> None:
         if isinstance(base, TextModel):

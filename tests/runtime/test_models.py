@@ -19,7 +19,9 @@ from outpost_runtime.models import Models, State
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.text.request import Sampling, TextRequest
 
+from tests.support.answers import Gate
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER, EMBEDDER
 
 _SETTINGS = ModelSettings(threads=1, text=TextLimits(memory_bytes=8 << 20))
@@ -236,6 +238,40 @@ def test_a_new_version_that_cannot_be_opened_leaves_the_old_one_serving(
     assert budget.free == 0
     assert not models.complete
     models.close()
+
+
+def test_unloading_an_adapter_takes_no_thread_while_its_answers_run(models):
+    models.load_all()
+    model, shelved = models.text("tiny-adapter-one", "")
+    gate = Gate()
+    request = TextRequest(
+        prompt_ids=(5, 6), sampling=Sampling(), max_new_tokens=4, adapter=shelved.adapter
+    )
+    model.engine.submit(request, gate)
+    gate.events.get(timeout=20)
+    ended = models.unload("tiny-adapter-one")
+    assert not ended.done()
+    assert _states(models)["tiny-adapter-one"][0] is State.UNLOADING
+    assert model.adapters.names() == ["tiny-adapter-two"]
+    gate.go(100)
+    ended.result(timeout=20)
+    assert _states(models)["tiny-adapter-one"] == (State.UNAVAILABLE, "unloaded")
+
+
+def test_an_adapter_that_is_loaded_again_while_it_is_unloaded_stays(models):
+    models.load_all()
+    model, shelved = models.text("tiny-adapter-one", "")
+    gate = Gate()
+    request = TextRequest(
+        prompt_ids=(5, 6), sampling=Sampling(), max_new_tokens=4, adapter=shelved.adapter
+    )
+    model.engine.submit(request, gate)
+    gate.events.get(timeout=20)
+    ended = models.unload("tiny-adapter-one")
+    gate.go(100)
+    models.load("tiny-adapter-one")
+    ended.result(timeout=20)
+    assert _states(models)["tiny-adapter-one"] == (State.READY, "")
 
 
 def test_a_text_model_that_cannot_run_is_not_served_and_leaves_nothing_behind(models, monkeypatch):

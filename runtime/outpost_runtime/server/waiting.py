@@ -69,6 +69,11 @@ async def result_of(future: "Future[T]", crossing: Crossing) -> T:
         future.cancel()
 
 
+async def end_of(future: "Future[None]") -> None:
+    """Wait for something that goes on whether anybody waits or not."""
+    await asyncio.shield(asyncio.wrap_future(future))
+
+
 async def aside_if_large(size: int, act: Callable[[], T]) -> T:
     """Do something that takes time with the size of what it reads or writes, in bytes."""
     return await asyncio.to_thread(act) if size > LARGE_BYTES else act()

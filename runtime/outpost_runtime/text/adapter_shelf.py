@@ -120,8 +120,11 @@ class AdapterShelf:
             if previous:
                 self._retire(previous, bank)
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str) -> "Future[None]":
         """Unload an adapter when its running answers have ended; new ones are refused at once.
+
+        Returns:
+            A future of that; it must not be cancelled.
 
         Raises:
             NotFoundError: None of that name is loaded.
@@ -130,8 +133,7 @@ class AdapterShelf:
             shelved = self.get(name)
             del self._shelved[name]
             assert self._bank is not None  # noqa: S101 - an adapter was loaded
-            retired = self._retire(shelved, self._bank)
-        retired.result()
+            return self._retire(shelved, self._bank)
 
     def close(self) -> None:
         """Free the graph; the engine has ended before."""

@@ -5,6 +5,7 @@
     STORE/bundles/<digest>/…      verified bundles, read-only from then on
     STORE/bundles/.incoming-*     a bundle on its way in; swept at the next change
     STORE/slots/<name>.json       {"active": digest, "previous": digest or null}
+    STORE/measured/<digest>.json  what runs of a bundle take; see footprint.py
     STORE/.lock                   held by whoever changes the store
 
 A change is visible only by the atomic replacement of a slot file, which comes
@@ -191,6 +192,7 @@ class Store:
         for path in self._bundles.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+                (self.folder / "measured" / f"{path.name}.json").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

@@ -61,6 +61,11 @@ class AdapterShelf:
         self._shelved: dict[str, ShelvedAdapter] = {}
         self._changing = threading.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the base's second graph is in memory."""
+        return self._session is not None
+
     def names(self) -> list[str]:
         """Return the names of the loaded adapters."""
         return sorted(self._shelved)

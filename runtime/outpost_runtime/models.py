@@ -14,11 +14,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from outpost_runtime.budget import MemoryBudget, expected_bytes, give_back_soon
+from outpost_runtime.budget import (
+    MemoryBudget,
+    adapter_graph_bytes,
+    expected_bytes,
+    give_back_soon,
+)
 from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
@@ -29,6 +35,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.footprint import Footprints
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.opening import Model, ModelSettings, open_model
 from outpost_runtime.priority import Precedence
@@ -101,6 +108,7 @@ class Models:
         evict: bool = False,
     ) -> None:
         self._store = store
+        self._footprints = Footprints(store.folder / "measured")
         self._settings = settings
         self._budget = budget or MemoryBudget()
         self._evict = evict
@@ -291,25 +299,31 @@ class Models:
             for adapter in adapters:
                 self._states[adapter.manifest.name] = State.READY, ""
 
-    def unload(self, name: str) -> None:
-        """Stop serving a model or an adapter; what it has begun is answered for some time.
+    def unload(self, name: str) -> "Future[None]":
+        """Stop serving a model or an adapter.
+
+        Returns:
+            A future that ends when the adapter's running answers have, which may take minutes:
+            no thread has to wait for them. A model's are waited for here, for some time.
 
         Raises:
             NotFoundError: None of that name is served.
         """
         base = self._base_of(name)
-        if base is not None:  # its answers may take minutes, which nobody else has to wait for
+        if base is not None:
             self._states[name] = State.UNLOADING, ""
-            base.adapters.unload(name)
-            if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
-                self._states[name] = State.UNAVAILABLE, _UNLOADED
-            return
+            ended = base.adapters.unload(name)
+            ended.add_done_callback(lambda _: self._mark_unloaded(name))
+            return ended
         with self._changing:
             if name not in self._served:
                 raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
             self._states[name] = State.UNLOADING, ""
             self._close(name)
-            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            self._mark_unloaded(name)
+        closed: Future[None] = Future()
+        closed.set_result(None)
+        return closed
 
     def load_adapter(self, name: str) -> TextModel:
         """Load the adapter that is active in the store under a name; returns its base.
@@ -330,15 +344,15 @@ class Models:
         assert base is not None  # noqa: S101 - it was loaded
         return base
 
-    def unload_adapter(self, name: str) -> None:
-        """Unload an adapter when its running answers have ended.
+    def unload_adapter(self, name: str) -> "Future[None]":
+        """Unload an adapter when its running answers have ended; see :meth:`unload`.
 
         Raises:
             NotFoundError: None of that name is loaded.
         """
         if self._base_of(name) is None:
             raise NotFoundError(f"There is no adapter '{name}' loaded.")
-        self.unload(name)
+        return self.unload(name)
 
     def close(self) -> None:
         """Close every model; nothing is loaded any more."""
@@ -372,10 +386,22 @@ class Models:
         before = self._served.get(name)
         settings = self._settings(name)
         verify(bundle)
-        needed = expected_bytes(bundle, settings)
+        known = self._footprints.find(bundle.digest)
+        second = adapter_graph_bytes(bundle) if adapters else 0
+        needed = expected_bytes(bundle, settings, known or 0) + second
         self._make_room(name, needed)
+
+        def account(run_bytes: int) -> None:
+            nonlocal needed
+            self._footprints.keep(bundle.digest, run_bytes)
+            more = expected_bytes(bundle, settings, run_bytes) + second - needed
+            if more > 0:
+                self._make_room(name, more)
+                needed += more
+
         try:
-            model = self._tried(bundle, settings, adapters, accept)
+            asked = account if known is None else None
+            model = self._tried(bundle, settings, adapters, accept, asked)
         except BaseException:
             self._budget.release(name, needed)
             if before is not None and name not in self._served:
@@ -406,8 +432,9 @@ class Models:
         settings: ModelSettings,
         adapters: Sequence[Bundle],
         accept: Callable[[Model], None],
+        account: Callable[[int], None] | None,
     ) -> Model:
-        model = open_model(bundle, settings, self._precedence)
+        model = open_model(bundle, settings, self._precedence, account)
         try:
             for adapter in adapters:
                 _load_adapter_into(model, adapter)
@@ -426,33 +453,36 @@ class Models:
         model = open_model(bundle, self._settings(name), self._precedence)
         self._served[name] = _Served(model=model, bytes=needed)
 
-    def _make_room(self, name: str, needed: int) -> None:
-        idle = [s.bytes for n, s in self._served.items() if n == name or self._may_go(s)]
-        if needed > self._budget.free + sum(idle):  # nothing is closed for what cannot come
+    def _make_room(self, name: str, needed: int, *, kept: str | None = None) -> None:
+        """Set memory apart, if need be by unloading what may go; ``kept`` must not."""
+        going = sum(self._served[n].bytes for n in self._going(name, kept))
+        if needed > self._budget.free + going:  # nothing is closed for what cannot come
             self._budget.promise(name, needed)
         while True:
             try:
                 self._budget.promise(name, needed)
             except BusyError:
-                if not self._evict_one(name):
+                going_now = self._going(name, kept)
+                if not going_now:
                     raise
+                self._let_go(going_now[0], name)
             else:
                 return
 
-    def _evict_one(self, name: str) -> bool:
-        """Unload a model to make room; the one that is being replaced goes first."""
-        if name in self._served:
+    def _going(self, name: str, kept: str | None) -> list[str]:
+        """Return what may be unloaded for a name: what it replaces, then the longest idle."""
+        replaced = [name] if name in self._served and name != kept else []
+        idle = [(s.used, n) for n, s in self._served.items() if self._may_go(s)]
+        return replaced + [n for _, n in sorted(idle) if n not in (name, kept)]
+
+    def _let_go(self, going: str, name: str) -> None:
+        if going == name:
             _LOG.warning("no memory for two of %s: the old one goes before the new one comes", name)
             self._close(name)
-            return True
-        idle = [(s.used, n) for n, s in self._served.items() if self._may_go(s)]
-        if not idle:
-            return False
-        _, oldest = min(idle)
-        _LOG.info("unloading %s, which is idle, to make room for %s", oldest, name)
-        self._close(oldest)
-        self._states[oldest] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
-        return True
+            return
+        _LOG.info("unloading %s, which is idle, to make room for %s", going, name)
+        self._close(going)
+        self._states[going] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
 
     def _may_go(self, served: _Served) -> bool:
         return self._evict and not served.model.engine.busy
@@ -461,9 +491,13 @@ class Models:
         served = self._served.pop(name)
         self._mark_adapters(served.model)
         served.model.close(drain_seconds=drain_seconds)
-        self._budget.release(name)
+        self._budget.release(name, served.bytes)
         del served
         give_back_soon()
+
+    def _mark_unloaded(self, name: str) -> None:
+        if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
+            self._states[name] = State.UNAVAILABLE, _UNLOADED
 
     def _mark_adapters(self, base: Model) -> None:
         if isinstance(base, TextModel):
@@ -474,13 +508,28 @@ class Models:
     def _load_adapter(self, bundle: Bundle, interface: AdapterInterface) -> None:
         for model in self.texts():
             if model.bundle.digest == interface.base:
-                model.load_adapter(bundle)
+                self._load_onto(model, bundle)
                 return
         raise BundleError(
             f"The adapter '{bundle.manifest.name}' belongs to '{interface.base_name}' "
             f"({interface.base[:12]}), which is not served here.",
             hint="Serve its base, or build the adapter for the base that is served.",
         )
+
+    def _load_onto(self, model: TextModel, bundle: Bundle) -> None:
+        """Load an adapter; the first one opens its base's second graph, and needs room for it."""
+        if model.adapters.is_open:
+            model.load_adapter(bundle)
+            return
+        name, needed = model.bundle.manifest.name, adapter_graph_bytes(model.bundle)
+        self._make_room(name, needed, kept=name)
+        try:
+            model.load_adapter(bundle)
+        finally:
+            if model.adapters.is_open:
+                self._served[name].bytes += needed
+            else:
+                self._budget.release(name, needed)
 
     def _base_of(self, adapter: str) -> TextModel | None:
         bases = (model for model in self.texts() if adapter in model.adapters.names())

@@ -1,5 +1,7 @@
 """From a bundle to an opened model."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from outpost_runtime import golden_file
@@ -13,6 +15,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.footprint import measure_run
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
@@ -32,6 +35,7 @@ from outpost_runtime.text.model import TextModel
 _SMALL_BYTES = 8 << 20
 
 Model = TextModel | EmbeddingModel | TensorModel
+Account = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +69,16 @@ def open_model(
     bundle: Bundle,
     settings: ModelSettings | None = None,
     precedence: Precedence | None = None,
+    account: Account | None = None,
 ) -> Model:
     """Open a bundle.
 
     Args:
         bundle: Verified before.
         precedence: What its engine knows of other models' engines.
+        account: Is told how many bytes one run takes at most, as measured, before the model is
+            given out, and may refuse it by an error; text models know it without. None is that
+            nobody wants it measured.
 
     Raises:
         BundleError: The bundle's files are not what they should be.
@@ -78,12 +86,14 @@ def open_model(
     """
     check_runnable(bundle)
     try:
-        return _open(bundle, settings or ModelSettings(), precedence or Precedence())
+        return _open(bundle, settings or ModelSettings(), precedence or Precedence(), account)
     except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
         raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
 
 
-def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Model:
+def _open(
+    bundle: Bundle, settings: ModelSettings, precedence: Precedence, account: Account | None
+) -> Model:
     interface = bundle.manifest.interface
     if isinstance(interface, AdapterInterface):
         raise UnsupportedError(
@@ -106,7 +116,7 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
     session = open_session(interface.model)
     try:
         _check_signature(bundle, interface, session)
-        _warm_up(bundle, session)
+        _warm_up(bundle, interface, session, account)
         if isinstance(interface, EmbeddingInterface):
             return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
         return TensorModel(bundle, interface, session, settings.tensor, precedence)
@@ -124,7 +134,12 @@ def _warmed(model: TextModel) -> TextModel:
     return model
 
 
-def _warm_up(bundle: Bundle, session: Session) -> None:
+def _warm_up(
+    bundle: Bundle,
+    interface: EmbeddingInterface | TensorInterface,
+    session: Session,
+    account: Account | None,
+) -> None:
     """Run the first golden inputs once: memory is taken and pages are touched before anybody waits.
 
     Raises:
@@ -133,13 +148,22 @@ def _warm_up(bundle: Bundle, session: Session) -> None:
     tensors = golden_file.of_bundle(bundle)
     cases = (key.split("/inputs/") for key in tensors if "/inputs/" in key)
     first = next(cases, [""])[0]
-    feeds = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
+    found = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
+    feeds = {name: array for name, array in found.items() if array is not None}
     try:
-        session.run({name: array for name, array in feeds.items() if array is not None})
+        if account is None:
+            session.run(feeds)
+        else:
+            account(measure_run(interface, feeds, session.run, _process_of(session)))
     except (InvalidInputError, ExecutionError, UnavailableError) as error:
         raise BundleError(
             f"'{bundle.manifest.name}' cannot run its own golden inputs: {error.message}"
         ) from error
+
+
+def _process_of(session: Session) -> int:
+    apart = session.process_id if isinstance(session, ProcessSession) else None
+    return apart or os.getpid()
 
 
 def _threads(bundle: Bundle) -> int | None:

@@ -5,6 +5,7 @@
     STORE/bundles/<digest>/…      verified bundles, read-only from then on
     STORE/bundles/.incoming-*     a bundle on its way in; swept at the next change
     STORE/slots/<name>.json       what a name points at; see update/slot_files.py
+    STORE/measured/<digest>.json  what runs of a bundle take; see footprint.py
     STORE/.lock                   held by whoever changes the store
 
 A change is visible only by the replacement of slot files, which comes last.
@@ -270,6 +271,9 @@ class Store:
         for folder in self._bundles.iterdir():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.folder / "measured").glob("*.json"):
+            if path.name.removesuffix(".json") not in kept:
+                path.unlink(missing_ok=True)
         if self.releases.remove_others(kept | self.releases.expected()):
             self.blocks.remove(self.blocks.ids() - self.releases.blocks())
 

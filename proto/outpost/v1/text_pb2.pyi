@@ -362,7 +362,8 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 @_typing.final
 class Piece(_message.Message):
     """Some text; never a part of a character. It may be empty when a token only
-    began a character and tokens were asked for.
+    began a character and tokens were asked for. Whoever reads more slowly than the
+    model writes gets several tokens in one piece.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -246,9 +246,10 @@ class Models:
                 raise
             self._states[name] = State.READY, ""
 
-    def expected_bytes(self, name: str, bundle: Bundle) -> int:
+    def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
         """Return what a bundle is expected to need when it is served under a name."""
-        return expected_bytes(bundle, self._settings(name))
+        second = adapter_graph_bytes(bundle) if adapters else 0
+        return expected_bytes(bundle, self._settings(name)) + second
 
     @contextmanager
     def memory_for(self, purpose: str, needed: int) -> Iterator[None]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from outpost_runtime.update.metadata import Key
 
 from outpost_export.errors import PublishError
-from outpost_export.publishing import ceremony
+from outpost_export.publishing import ceremony, granting_commands, publish_cli
 from outpost_export.publishing.inventory import inventory
 from outpost_export.publishing.key_files import make_key, read_public_key
 from outpost_export.publishing.releases import RolloutChange, set_rollout
 from outpost_export.publishing.repository import Repository
+from outpost_export.publishing.signed_shelf import RepositoryAccess
 from outpost_export.publishing.signers import (
     PASSPHRASE_VARIABLE,
     KeyFolders,
@@ -40,7 +41,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "keys", help="make, replace and show a repository's keys", description=_KEYS_HELP,
         formatter_class=raw,
     )  # fmt: skip
-    _add_keys(keys.add_subparsers(required=True, metavar="ACTION"))
+    actions = keys.add_subparsers(required=True, metavar="ACTION")
+    _add_keys(actions)
+    granting_commands.add_commands(actions, ask_passphrase, ask_new_passphrase)
+    access = RepositoryAccess(add_repository_arguments, repository_of, signers_of, _folders)
+    publish_cli.add_commands(commands, access)
     refresh = commands.add_parser("refresh", help="sign a repository's timestamps again")
     add_repository_arguments(refresh)
     refresh.set_defaults(run=_refresh)

@@ -25,6 +25,7 @@ from outpost_runtime.update.content_keys import (
 from outpost_runtime.update.secret_files import create_secret, private_folder, read_secret
 
 from outpost_export.errors import PublishError
+from outpost_export.publishing.key_files import SHORTEST_PASSPHRASE, Ask
 from outpost_export.publishing.sealed_secrets import (
     COST,
     MAX_SEALED_BYTES,
@@ -33,11 +34,6 @@ from outpost_export.publishing.sealed_secrets import (
     parse_sealed_secret,
     seal_secret,
 )
-
-SHORTEST_PASSPHRASE = 8
-
-Ask = Callable[[str], str]
-"""Gives the passphrase for what is named; a prompt, an environment variable, a test."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _FILE = re.compile(r"(.+)-([0-9]{4})\.json")

@@ -9,12 +9,12 @@ from outpost_runtime.update.device_identity import MAX_IDENTITY_BYTES, parse_ide
 
 from outpost_export.errors import PublishError
 from outpost_export.publishing.content_key_files import (
-    Ask,
     Passphrases,
     content_keys,
     group_keys,
 )
 from outpost_export.publishing.grants import Granting, box_of
+from outpost_export.publishing.key_files import Ask
 from outpost_export.publishing.roster import Recipient, Roster
 
 _GRANT_HELP = """\

@@ -47,9 +47,9 @@ def open_sources(
 
 def mirrors_near_by() -> tuple[str, ...]:
     """Return the addresses of mirrors that say that they are on this network."""
-    from outpost_runtime.update.fetch.mdns import discover  # noqa: PLC0415 - only where it is used
+    from outpost_runtime.update.fetch.mdns import find_mirrors  # noqa: PLC0415 - where it is used
 
-    return tuple(discover())
+    return tuple(f"http://{address}" for address in find_mirrors())
 
 
 def _failover(locations: Sequence[str]) -> FailoverFetcher:

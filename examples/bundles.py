@@ -27,7 +27,9 @@ _SHAPING = (
     *(f"{_RUNTIME}/text/{name}.py" for name in ("adapters", "adapter_session", "chat")),
     *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring")),
 )
-"""What may change a bundle or its figures; how it is served may not."""
+"""What may change a bundle or its figures; how it is published and served may not."""
+
+_PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +197,7 @@ def _shaping_files(example: Example) -> Iterator[Path]:
     yield ROOT / "requirements.lock"
     for name in _SHAPING:
         path = ROOT / name
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else (path,)
+        found = sorted(path.rglob("*.py")) if path.is_dir() else (path,)
+        yield from (file for file in found if _PUBLISHING not in file.parts)
     for path in example.files:
         yield from sorted(path.rglob("*")) if path.is_dir() else (path,)

@@ -14,6 +14,7 @@ from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.scoring import score
 from outpost_runtime.tokenizer import Tokenizer
+from safetensors import SafetensorError
 
 from outpost_export import decoder_evidence as evidence
 from outpost_export.calibration import calibration_text
@@ -157,6 +158,11 @@ def _write_graph(
         )
     except RecipeError:
         raise
+    except SafetensorError as error:
+        raise ConversionError(
+            f"The weights in {source.folder} cannot be read: {error}.",
+            hint="Get the checkpoint again: a file of it is damaged or incomplete.",
+        ) from error
     except Exception as error:  # the model builder raises what it likes
         raise ConversionError(
             f"The model builder cannot write this model: {type(error).__name__}: {error}",

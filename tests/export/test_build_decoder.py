@@ -287,7 +287,7 @@ def test_weights_cut_off_in_the_middle_are_one_clear_error(llama, tmp_path):
     source = _source(llama, tmp_path)
     data = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ConversionError, match="The weights in .* cannot be read"):
+    with pytest.raises(ConversionError, match=r"The weights in .* cannot be read"):
         build_bundle(source, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -64,4 +64,4 @@ class SignedShelf:
         return add_release(self._repository, family, offer, release, self._signers, now).offer
 
     def _signed(self) -> tuple[SignedOffer, ...]:
-        return offers(self._repository.read())
+        return offers(self._repository.read(self._signers))

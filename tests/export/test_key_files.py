@@ -16,6 +16,8 @@ from outpost_export.publishing.signers import (
     ask_passphrase,
 )
 
+from tests.support.publisher import Publisher
+
 PHRASE = "six random words are good"
 
 
@@ -162,3 +164,19 @@ def test_a_new_passphrase_is_typed_twice(monkeypatch):
     assert ask_new_passphrase("a key", ask) == PHRASE
     with pytest.raises(PublishError, match="differ"):
         ask_new_passphrase("a key", ask)
+
+
+def test_the_root_is_kept_with_the_keys_and_the_newest_one_counts(tmp_path):
+    folders = [tmp_path / "disk", tmp_path / "stick"]
+    for folder in folders:
+        folder.mkdir()
+    publisher = Publisher()
+    publisher.rotate("root")
+    first, second = (publisher.files[f"metadata/{n}.root.json"] for n in (1, 2))
+    signers = KeyFolders(folders, ask_passphrase)
+    with pytest.raises(PublishError, match="root to judge the repository by"):
+        signers.root()
+    signers.keep_root(first)
+    KeyFolders(folders[1:], ask_passphrase).keep_root(second)
+    assert signers.root() == second
+    assert (folders[0] / "root.json").read_bytes() == first

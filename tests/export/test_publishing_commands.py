@@ -54,7 +54,8 @@ def test_the_ceremony_of_the_documents_works_word_for_word(tmp_path):
         ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
+    assert done.returncode == 0
     root = (tmp_path / "repo" / "metadata" / "1.root.json").read_bytes()
     box = TrustStore.provision(tmp_path / "trust", root)
     refused = box.refresh(source_of(tmp_path / "repo"), NOW).refused
@@ -79,7 +80,8 @@ def test_keys_are_made_once_and_shown(here, capsys):
     assert sorted(path.name for path in (here / "keys").iterdir()) == before
 
 
-def test_a_refresh_says_until_when_and_what_to_renew(here, capsys):
+@pytest.mark.usefixtures("here")
+def test_a_refresh_says_until_when_and_what_to_renew(capsys):
     _init("--root-keys 1 --root-threshold 1 --family press")
     assert _run("refresh --repo repo --days 30 --stick-days 365") == 0
     assert capsys.readouterr().out.count("is good until") == 6
@@ -99,6 +101,7 @@ def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):
         "rollout press --halt --repo repo": "offers no 'press'",
         "refresh --repo elsewhere": "is no repository",
         "keys show --repo elsewhere": "is no repository",
+        "keys show --repo repo --keys elsewhere": "the root to judge the repository by",
     }.items():
         assert _run(line) == 1, line
         said = capsys.readouterr()

@@ -13,6 +13,7 @@ from outpost_export.publishing.signed_shelf import SignedShelf
 from outpost_export.publishing.signing import Lifetimes
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import BusyError, NotFoundError, TrustError
+from outpost_runtime.update.metadata import Metadata
 from outpost_runtime.update.release import (
     Block,
     Offer,
@@ -21,7 +22,9 @@ from outpost_runtime.update.release import (
     Rollout,
     encode_release,
 )
+from outpost_runtime.update.trust import read_root
 from outpost_runtime.update.trust_store import TrustStore
+from securesystemslib.signer import CryptoSigner
 
 from tests.support.publisher import DAY, NOW
 from tests.support.signed_repositories import KeyBag, new_repository, source_of
@@ -68,8 +71,8 @@ def _offered(box, repository, now=NOW):
     return sorted((one.offer.name, one.offer.release) for one in refreshed.offers)
 
 
-def _keyid(repository, role):
-    return repository.read().root.roles[role].keyids[0]
+def _keyid(bag, role):
+    return read_root(bag.kept).roles[role].keyids[0]
 
 
 def test_a_box_gets_what_was_released(repository, bag, box):
@@ -167,7 +170,7 @@ def test_a_refresh_signs_two_files_and_makes_no_new_generation(repository, bag, 
 def test_a_refresh_keeps_a_snapshot_alive_for_as_long_as_a_stick(repository, bag, box):
     late = NOW + 300 * DAY
     _refresh(repository, bag, late)
-    assert repository.read().snapshot.version == 2
+    assert repository.read(bag).snapshot.version == 2
     box.refresh(source_of(repository.folder), late + 99 * DAY, from_stick=True)
 
 
@@ -180,7 +183,7 @@ def test_an_edit_that_fails_publishes_nothing(repository, bag):
 
 @pytest.mark.parametrize("role", ["timestamp", "root", "targets"])
 def test_a_missing_key_publishes_nothing(repository, bag, role):
-    bag.lost = set(repository.read().root.roles[role].keyids[:2])
+    bag.lost = set(repository.read(bag).root.roles[role].keyids[:2])
     before = source_of(repository.folder).files
     with pytest.raises(PublishError, match="of its keys"):
         renew(repository, "online" if role == "timestamp" else role, bag, NOW)
@@ -197,6 +200,37 @@ def test_what_somebody_without_keys_wrote_is_not_signed(repository, bag):
         _publish(repository, bag)
 
 
+def _forged_root(bag, version):
+    root, thief = read_root(bag.root()), CryptoSigner.generate_ed25519()
+    root.add_key(thief.public_key, "root")
+    root.roles["root"].threshold, root.version = 1, version
+    forged = Metadata(root)
+    forged.sign(thief)
+    return forged.to_bytes(), thief.public_key.keyid
+
+
+def test_a_root_that_somebody_without_keys_put_there_gets_no_successor(repository, bag, box):
+    forged, thief = _forged_root(bag, 1)
+    (repository.folder / "metadata" / "1.root.json").write_bytes(forged)
+    renew(repository, "root", bag, NOW)
+    assert thief not in repository.read(bag).root.keys
+    assert _offered(box, repository) == []
+
+
+def test_a_newer_root_of_somebody_without_keys_is_refused(repository, bag):
+    forged, _ = _forged_root(bag, 2)
+    (repository.folder / "metadata" / "2.root.json").write_bytes(forged)
+    with pytest.raises(TrustError, match="signed by 0"):
+        renew(repository, "root", bag, NOW)
+
+
+def test_a_repository_that_was_put_back_is_refused(repository, bag, tmp_path):
+    old = shutil.copytree(repository.folder, tmp_path / "old")
+    renew(repository, "root", bag, NOW)
+    with pytest.raises(TrustError, match="older state"):
+        renew(Repository(old), "root", bag, NOW)
+
+
 def test_a_clock_behind_the_last_publication_is_told(repository, bag):
     _refresh(repository, bag, NOW + DAY)
     with pytest.raises(PublishError, match="clock is behind"):
@@ -208,7 +242,7 @@ def test_metadata_that_boxes_would_refuse_is_not_published(repository, bag, monk
     _publish(repository, bag)
     with pytest.raises(TrustError, match="are allowed"):
         _publish(repository, bag, name="a-second-name-that-is-one-too-many")
-    assert repository.read().families["press"].version == 2
+    assert repository.read(bag).families["press"].version == 2
 
 
 def test_two_publishers_at_a_time_are_refused(repository, bag):
@@ -236,23 +270,23 @@ class TestKeys:
         for role in ("online", "targets", "family-press"):
             replace_key(repository, role, None, bag.make, bag, NOW)
             assert _offered(box, repository) == [("press", 1)]
-        old = _keyid(repository, "root")
+        old = _keyid(bag, "root")
         replace_key(repository, "root", old[:8], bag.make, bag, NOW)
         assert _offered(box, repository) == [("press", 1)]
-        assert old not in repository.read().root.roles["root"].keyids
-        assert repository.read().root.roles["root"].threshold == 2
+        assert old not in repository.read(bag).root.roles["root"].keyids
+        assert repository.read(bag).root.roles["root"].threshold == 2
 
     def test_a_box_that_was_away_for_all_rotations_follows_them(self, repository, bag, box):
         for role in ("online", "targets", "online"):
             replace_key(repository, role, None, bag.make, bag, NOW)
         for _ in range(3):
-            replace_key(repository, "root", _keyid(repository, "root"), bag.make, bag, NOW)
+            replace_key(repository, "root", _keyid(bag, "root"), bag.make, bag, NOW)
         _publish(repository, bag)
         assert _offered(box, repository) == [("press", 1)]
 
     def test_a_lost_key_is_replaced_without_it(self, repository, bag, box):
         for role in ("timestamp", "targets", "root"):
-            lost = _keyid(repository, role)
+            lost = _keyid(bag, role)
             bag.lost.add(lost)
             name = "online" if role == "timestamp" else role
             replace_key(repository, name, lost, bag.make, bag, NOW)
@@ -260,8 +294,8 @@ class TestKeys:
         assert _offered(box, repository) == [("press", 1)]
 
     def test_a_root_key_is_replaced_where_the_online_key_is_not(self, repository, bag, box):
-        bag.lost.add(_keyid(repository, "timestamp"))
-        replace_key(repository, "root", _keyid(repository, "root"), bag.make, bag, NOW)
+        bag.lost.add(_keyid(bag, "timestamp"))
+        replace_key(repository, "root", _keyid(bag, "root"), bag.make, bag, NOW)
         assert _offered(box, repository) == []
 
     def test_one_of_several_keys_must_be_named_before_a_new_one_is_made(self, repository, bag):
@@ -275,13 +309,14 @@ class TestKeys:
 
     def test_a_family_may_be_delegated_to_a_key_elsewhere(self, repository, bag, box):
         elsewhere = KeyBag()
+        elsewhere.keep_root(bag.root())
         add_family(repository, "bee", elsewhere.make, bag, NOW)
         _publish(repository, bag)
         refreshed = box.refresh(source_of(repository.folder), NOW)
         assert [one.what for one in refreshed.refused] == ["bee"]
         with pytest.raises(PublishError, match="family-bee must be signed"):
             _publish(repository, bag, name="bee", family="bee")
-        online = _keyid(repository, "timestamp")  # what the owner of a family needs beside its key
+        online = _keyid(bag, "timestamp")  # what the owner of a family needs beside its key
         elsewhere.keys[online] = bag.keys[online]
         _publish(repository, elsewhere, name="bee", family="bee")
         assert _offered(box, repository) == [("bee", 1), ("press", 1)]
@@ -304,7 +339,7 @@ class TestKeys:
         renew(repository, "targets", bag, NOW + 100 * DAY)
         renew(repository, "family-press", bag, NOW + 100 * DAY)
         renew(repository, "root", bag, NOW + 100 * DAY)
-        draft, life = repository.read(), Lifetimes()
+        draft, life = repository.read(bag), Lifetimes()
         ends = [one.expires.timestamp() - 100 * DAY - NOW for one in (draft.targets, draft.root)]
         assert ends == [life.targets, life.root]
         assert draft.families["press"].version == 2
@@ -359,7 +394,9 @@ def test_a_reader_never_sees_a_broken_repository(repository, bag, tmp_path, edit
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_cut_at_any_write_is_finished_or_undone(repository, bag, tmp_path, edit):
     _publish(repository, bag)
+    root = bag.root()
     for lives in range(40):
+        bag.keep_root(root)
         copy = Repository(Path(shutil.copytree(repository.folder, tmp_path / f"cut-{lives}")))
         try:
             EDITS[edit](Repository(copy.folder, write=Watched(lives=lives)), bag)
@@ -374,8 +411,10 @@ def test_a_cut_at_any_write_is_finished_or_undone(repository, bag, tmp_path, edi
 @pytest.mark.slow
 def test_a_cut_while_a_lost_online_key_is_replaced_is_finished_or_undone(repository, bag, tmp_path):
     _publish(repository, bag)
-    bag.lost.add(_keyid(repository, "timestamp"))  # so nothing can be good for both roots
+    bag.lost.add(_keyid(bag, "timestamp"))  # so nothing can be good for both roots
+    root = bag.root()
     for lives in range(40):
+        bag.keep_root(root)
         copy = Repository(Path(shutil.copytree(repository.folder, tmp_path / f"cut-{lives}")))
         try:
             EDITS["new online key"](Repository(copy.folder, write=Watched(lives=lives)), bag)

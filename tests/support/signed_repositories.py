@@ -11,11 +11,12 @@ from tests.support.publisher import NOW, MemoryFetcher
 
 
 class KeyBag:
-    """Signing keys in memory; keeps to the Signers protocol. Keys can be lost and found."""
+    """Signing keys and root in memory; keeps to the Signers protocol. Keys can get lost."""
 
     def __init__(self) -> None:
         self.keys: dict[str, CryptoSigner] = {}
         self.lost: set[str] = set()
+        self.kept = b""
 
     def make(self) -> Key:
         signer = CryptoSigner.generate_ed25519()
@@ -24,6 +25,12 @@ class KeyBag:
 
     def signer(self, key: Key) -> CryptoSigner | None:
         return None if key.keyid in self.lost else self.keys.get(key.keyid)
+
+    def root(self) -> bytes:
+        return self.kept
+
+    def keep_root(self, root: bytes) -> None:
+        self.kept = root
 
 
 def new_repository(

@@ -11,11 +11,11 @@ from outpost_runtime.update.metadata import Key
 
 from outpost_export.errors import PublishError
 from outpost_export.publishing import ceremony, granting_commands, publish_cli
+from outpost_export.publishing.access import RepositoryAccess
 from outpost_export.publishing.inventory import inventory
 from outpost_export.publishing.key_files import make_key, read_public_key
 from outpost_export.publishing.releases import RolloutChange, set_rollout
 from outpost_export.publishing.repository import Repository
-from outpost_export.publishing.signed_shelf import RepositoryAccess
 from outpost_export.publishing.signers import (
     PASSPHRASE_VARIABLE,
     KeyFolders,
@@ -119,8 +119,7 @@ def _add_keys(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     renew.add_argument("role", metavar="ROLE", help=_ROLE_HELP)
     _signs(renew, _renew)
     show = actions.add_parser("show", help="show roles, keys and expiry")
-    show.add_argument("--repo", required=True, type=Path, metavar="DIR", help="the repository")
-    show.set_defaults(run=_show)
+    _signs(show, _show)
 
 
 def _add_rollout(rollout: argparse.ArgumentParser) -> None:
@@ -172,6 +171,8 @@ def _init(parsed: argparse.Namespace) -> int:
     )
     signers = KeyFolders(list(passphrases), lambda path: passphrases[Path(path).parent])
     ceremony.create(repository, keys, signers, time.time())
+    for folder in passphrases:  # every holder of keys judges the repository by this root
+        KeyFolders([folder], ask_passphrase).keep_root(signers.root())
     _say(f"{parsed.repo} is a repository. Provision boxes with {parsed.repo}/metadata/1.root.json.")
     _say("Take the root keys away from this machine now; docs/key-ceremony.md says how.")
     return 0
@@ -203,13 +204,13 @@ def _rotate(parsed: argparse.Namespace) -> int:
 
 
 def _renew(parsed: argparse.Namespace) -> int:
-    repository = repository_of(parsed)
-    ceremony.renew(repository, parsed.role, signers_of(parsed), time.time())
-    return _warn(repository)
+    repository, signers = repository_of(parsed), signers_of(parsed)
+    ceremony.renew(repository, parsed.role, signers, time.time())
+    return _warn(repository, signers)
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    for state in inventory(Repository(parsed.repo).read()):
+    for state in inventory(repository_of(parsed).read(signers_of(parsed))):
         keys = ", ".join(keyid[:8] for keyid in state.keyids)
         _say(
             f"{state.role:24} version {state.version:4}  expires {state.expires:%Y-%m-%d}  "
@@ -219,10 +220,10 @@ def _show(parsed: argparse.Namespace) -> int:
 
 
 def _refresh(parsed: argparse.Namespace) -> int:
-    repository = repository_of(parsed)
-    with repository.editing(signers_of(parsed), time.time()) as draft:
+    repository, signers = repository_of(parsed), signers_of(parsed)
+    with repository.editing(signers, time.time()) as draft:
         draft.changed.add("timestamp")
-    return _warn(repository)
+    return _warn(repository, signers)
 
 
 def _rollout(parsed: argparse.Namespace) -> int:
@@ -256,9 +257,9 @@ def _new_key(parsed: argparse.Namespace, role: str) -> ceremony.MakeKey:
     return make
 
 
-def _warn(repository: Repository) -> int:
+def _warn(repository: Repository, signers: KeyFolders) -> int:
     soon = time.time() + _WARN
-    for state in inventory(repository.read()):
+    for state in inventory(repository.read(signers)):
         _say(f"{state.role} is good until {state.expires:%Y-%m-%d}.")
         if state.expires.timestamp() < soon and state.role not in ("timestamp", "stick"):
             role = ceremony.ONLINE if state.role == "snapshot" else state.role

@@ -80,7 +80,7 @@ def read_public_key(path: Path) -> Key:
         PublishError: There is none that can sign metadata.
     """
     try:
-        return SSlibKey.from_crypto(load_pem_public_key(_read(path)))
+        return SSlibKey.from_crypto(load_pem_public_key(read_small_file(path)))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise PublishError(f"{path} holds no public key of a kind that signs.") from error
 
@@ -92,7 +92,7 @@ def read_signer(path: Path, key: Key, passphrase: str) -> CryptoSigner:
         PublishError: The passphrase does not open it, or it is another key's.
     """
     try:
-        private = load_pem_private_key(_read(path), passphrase.encode())
+        private = load_pem_private_key(read_small_file(path), passphrase.encode())
         if isinstance(key, SSlibKey):
             return CryptoSigner(private, key)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -102,10 +102,15 @@ def read_signer(path: Path, key: Key, passphrase: str) -> CryptoSigner:
     )
 
 
-def _read(path: Path) -> bytes:
+def read_small_file(path: Path, limit: int = _MAX_KEY_BYTES) -> bytes:
+    """Return a file's first ``limit`` bytes.
+
+    Raises:
+        PublishError: It cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_KEY_BYTES)
+            return file.read(limit)
     except OSError as error:
         raise PublishError(f"{path} cannot be read: {error.strerror or error}.") from error
 

@@ -5,8 +5,8 @@ A publication is signed completely, read back as a box would read it, and laid d
 everything that they name. Cut off before, nothing was published; cut off after, whoever opens
 the repository next finishes it. A reader never sees a file before what it names.
 
-Before anything is edited, everything is verified under the repository's own keys: who could
-write to the folder, but has no key, gets nothing signed.
+Before anything is edited, everything is verified, from the root that is kept with the keys: who
+can write to the folder, but has no key, gets nothing signed.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ from outpost_runtime.update.trust import (
     FAMILY_ROLE,
     MAX_TARGETS_BYTES,
     describe,
+    next_root,
     read_root,
     read_targets,
     read_timestamp,
@@ -92,13 +93,13 @@ class Repository:
 
         Raises:
             PublishError: There is no repository, a key is missing, or the disk refuses.
-            TrustError: What is published is not signed by the repository's own keys, or a box
-                would refuse what would be.
+            TrustError: What is published is not signed by the keys that lead on from the
+                signers' root, or a box would refuse what would be.
             BusyError: Another publisher is at work on it.
         """
         self._check_exists()
         with self._held():
-            draft = self.read()
+            draft = self.read(signers)
             yield draft
             self._publish(draft, signers, now)
 
@@ -120,15 +121,18 @@ class Repository:
         except OSError as error:
             raise PublishError(f"{place} cannot be written: {error.strerror or error}.") from error
 
-    def read(self) -> Draft:
+    def read(self, signers: Signers) -> Draft:
         """Return what is published, verified but for its expiry.
 
+        Args:
+            signers: Who knows the root to judge it by.
+
         Raises:
-            PublishError: There is no repository.
-            TrustError: It is not signed by its own keys.
+            PublishError: There is no repository, or no root to judge it by.
+            TrustError: It is not signed by the keys that lead on from that root.
         """
         self._check_exists()
-        root = read_root(self._get(f"{max(self._root_versions())}.root.json"))
+        root = self._follow_root(signers)
         timestamps = {
             medium: read_timestamp(root, self._get(f"{medium.value}.json"), medium)
             for medium in Medium
@@ -150,9 +154,22 @@ class Repository:
             families=families,
             snapshot=found.snapshot,
             timestamps=timestamps,
-            before=read_root(self._get(f"{root.version}.root.json")),
+            before=read_root(signers.root()),
             published=max(published(root), *map(published, timestamps.values())),
         )
+
+    def _follow_root(self, signers: Signers) -> Root:
+        root, newest = read_root(signers.root()), max(self._root_versions())
+        if newest < root.version:
+            raise TrustError(
+                f"{self.folder} has root {newest}; these keys have seen {root.version}.",
+                hint="It was put back to an older state: restore the newest one.",
+            )
+        while root.version < newest:
+            data = self._get(f"{root.version + 1}.root.json")
+            root = next_root(root, data)
+            signers.keep_root(data)
+        return root
 
     def _publish(self, draft: Draft, signers: Signers, now: float) -> None:
         files = signed_files(draft, signers, now, self._lifetimes)
@@ -166,6 +183,7 @@ class Repository:
         staging.rename(self._metadata / _STAGED)
         sync_folder(self._metadata)
         self._finish()
+        signers.keep_root(self._get(f"{draft.root.version}.root.json"))
 
     def _finish(self) -> None:
         staged = self._metadata / _STAGED

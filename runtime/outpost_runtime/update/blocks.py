@@ -4,6 +4,7 @@
 
     STORE/blocks/<2 digits>/<sha256>         a block, whole, right and durable
     STORE/blocks/<2 digits>/<sha256>.part    what came of one so far
+    STORE/blocks/.unflushed                  names were changed, and perhaps not flushed yet
 
 Rules:
 
@@ -12,7 +13,9 @@ Rules:
 2. Blocks are flushed in groups, by :meth:`BlockStore.commit`: a flush for each would take as
    long as fetching it. Until then they are ``.part`` files, whole ones, and a power cut costs
    at most the group.
-3. One process changes a store at a time; its threads may receive different blocks at once.
+3. A process that is killed between making names visible and flushing them leaves a marker, and the
+   next commit flushes for it. After a power cut, what is visible is on the disk, marker or not.
+4. One process changes a store at a time; its threads may receive different blocks at once.
 """
 
 import contextlib
@@ -45,8 +48,9 @@ class BlockStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._received: dict[str, Path] = {}
-        self._has_new_folders = False
         self._lock = threading.Lock()
+        self._committing = threading.Lock()
+        self._marker = folder / ".unflushed"
 
     def has(self, block_id: str) -> bool:
         """Whether a block is here, whole; its bytes are not looked at."""
@@ -154,15 +158,18 @@ class BlockStore:
         """
         with self._lock:
             received, self._received = self._received, {}
-            try:
-                with store_errors(self.folder, 0):
-                    self._publish(received)
-            except StoreError:
-                # After a failed flush the system holds bytes to be on the disk that are not.
-                with contextlib.suppress(OSError):
-                    for path in received.values():
-                        path.unlink(missing_ok=True)
-                raise
+        try:
+            with self._committing, store_errors(self.folder, 0):
+                if self._marker.exists():  # nobody knows which folders were not flushed then
+                    self._publish(received, self._folders())
+                elif received:
+                    self._publish(received, {path.parent for path in received.values()})
+        except StoreError:
+            # After a failed flush the system holds bytes to be on the disk that are not.
+            with contextlib.suppress(OSError):
+                for path in received.values():
+                    path.unlink(missing_ok=True)
+            raise
 
     def remove(self, block_ids: Iterable[str]) -> None:
         """Remove blocks; those that are not here are no fault.
@@ -180,16 +187,16 @@ class BlockStore:
         """
         self._unlink(self._path(block_id, PART) for block_id in block_ids)
 
-    def _publish(self, received: dict[str, Path]) -> None:
+    def _publish(self, received: dict[str, Path], folders: Iterable[Path]) -> None:
         for path in received.values():
             _flush(path)
+        self._marker.touch()
         for block_id, path in received.items():
             path.replace(self._path(block_id))
-        for folder in sorted({path.parent for path in received.values()}):
+        for folder in sorted(folders):
             sync_folder(folder)
-        if self._has_new_folders:
-            sync_folder(self.folder)
-            self._has_new_folders = False
+        sync_folder(self.folder)  # in which some of them may be new
+        self._marker.unlink()
 
     def _unlink(self, paths: Iterable[Path]) -> None:
         with store_errors(self.folder, 0):
@@ -215,11 +222,13 @@ class BlockStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder.parent)
         folder.mkdir(exist_ok=True)
-        self._has_new_folders = True
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9a-f][0-9a-f]"))
 
     def _files(self) -> Iterator[tuple[str, int]]:
         with store_errors(self.folder, 0):
-            for folder in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
+            for folder in self._folders():
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         is_ours = entry.name.startswith(folder.name)

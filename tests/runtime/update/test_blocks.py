@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from outpost_runtime.errors import FetchError, StoreError
@@ -250,6 +251,31 @@ def test_a_store_that_may_not_be_written_says_so(tmp_path):
     (tmp_path / "blocks").write_text("a file")
     with pytest.raises(StoreError, match="cannot be used"):
         BlockStore(tmp_path / "blocks").put(ID, DATA)
+
+
+def test_names_that_a_killed_process_did_not_flush_are_flushed_by_the_next_commit(
+    store, monkeypatch
+):
+    store.put(ID, DATA)
+    with monkeypatch.context() as patch:
+        _failing(patch, "fsync", 2)  # the folder's
+        second = noise(100, seed=1)
+        with pytest.raises(StoreError):
+            store.put(name_of(second), second)
+    assert store.has(name_of(second))  # visible, and perhaps gone after a power cut
+    flushed, real = [], os.fsync
+
+    def fsync(descriptor):
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    again = BlockStore(store.folder)
+    again.commit()
+    assert {str(_file(store).parent), str(_file(store, name_of(second)).parent)} < set(flushed)
+    flushed.clear()
+    again.commit()
+    assert flushed == []
 
 
 CHILD = """

@@ -230,7 +230,8 @@ def test_a_root_that_is_not_there_yet_is_asked_for_once_in_seconds(upstream, fet
 BAD = [
     "/", "/etc/passwd", "/blocks", "/blocks/", "//" + BLOCK, f"/{BLOCK}/", f"/{BLOCK}?x=1",
     f"/{BLOCK}.part", "/" + BLOCK.upper(), "/" + BLOCK.replace("/", "%2f"), "/./" + BLOCK,
-    "/../" + BLOCK, "/blocks/../" + BLOCK, "/blocks/00/" + "ab" * 32, "/metadata/../keys", "/metadata/.json",
+    "/../" + BLOCK, "/blocks/../" + BLOCK, "/blocks/00/" + "ab" * 32, "/metadata/../keys",
+    "/metadata/.json",
     "/metadata/a/b.json", "/metadata/x.txt", "/metadata/%00.json", "/targets/x.json",
     "/targets/f/nohash.x.json", "/deltas/" + "g" * 64 + ".json", "/keys/short/x.json",
     "/keys/" + "a" * 64 + "/../x.json", "/metadata/" + "x" * 600 + ".json",

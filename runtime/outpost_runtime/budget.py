@@ -80,7 +80,7 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
         run_bytes: What one run takes at most, if it is known; see ``footprint.py``.
     """
     interface, files = bundle.manifest.interface, bundle.manifest.files
-    needed = _graph_bytes(bundle)
+    needed = _graph_bytes(bundle) * (settings.tensor.concurrency if settings.apart else 1)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
         return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer

@@ -26,6 +26,7 @@ from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.pool import SessionPool, open_pool
 from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
@@ -45,7 +46,8 @@ class ModelSettings:
     Attributes:
         threads: Threads of one run; None takes one for a small model (below 8 MiB), else the
             physical cores.
-        apart: Run it in a process of its own, so that a crash ends nothing else.
+        apart: Run it in a process of its own, so that a crash ends nothing else; in as many as
+            it may run at the same time.
         text: What it may take of the machine if it generates text.
         tensor: The same of any other model.
     """
@@ -58,11 +60,6 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError("A run needs at least one thread.")
-        if self.apart and self.tensor.concurrency > 1:
-            raise ConfigurationError(
-                "A model in a process of its own runs once at a time.",
-                hint="Set 'apart' or 'concurrency', not both.",
-            )
 
 
 def open_model(
@@ -103,8 +100,11 @@ def _open(
         )
 
     def open_session(graph: str) -> Session:
-        kind = ProcessSession if settings.apart else OrtSession
-        return kind(graph_of(bundle, graph), threads=settings.threads or _threads(bundle))
+        source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
+        if not settings.apart:
+            return OrtSession(source, threads=threads)
+        count = settings.tensor.concurrency
+        return open_pool(lambda: ProcessSession(source, threads=threads), count)
 
     if isinstance(interface, TextInterface):
         if settings.apart:
@@ -162,7 +162,7 @@ def _warm_up(
 
 
 def _process_of(session: Session) -> int:
-    apart = session.process_id if isinstance(session, ProcessSession) else None
+    apart = session.process_id if isinstance(session, SessionPool) else None
     return apart or os.getpid()
 
 

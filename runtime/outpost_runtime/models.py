@@ -9,15 +9,11 @@ looks a model up meanwhile waits for nothing. Rules:
    those that have been idle longest first; else the load is refused.
 """
 
-import enum
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
 
 from outpost_runtime.budget import (
     MemoryBudget,
@@ -31,16 +27,15 @@ from outpost_runtime.errors import (
     BusyError,
     NotFoundError,
     OutpostError,
-    StoreError,
     UnavailableError,
     UnsupportedError,
 )
 from outpost_runtime.footprint import Footprints
 from outpost_runtime.interface import AdapterInterface
+from outpost_runtime.model_table import UNLOADED, ModelTable, Served, State
 from outpost_runtime.opening import Model, ModelSettings, open_model
 from outpost_runtime.priority import Precedence
 from outpost_runtime.store import Store
-from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.model import TextModel
 
 DRAIN_SECONDS = 30.0
@@ -49,48 +44,12 @@ DRAIN_SECONDS = 30.0
 LAST_ANSWERS_SECONDS = 600.0
 """The same of a model that has been replaced: it is in nobody's way but the memory's."""
 
-_OPENING_SECONDS = 2.0
 
 _LOG = logging.getLogger(__name__)
 
-_UNLOADED = "unloaded"
 
-ModelT = TypeVar("ModelT", bound=Model)
-
-
-class State(enum.Enum):
-    """What becomes of a name of the store."""
-
-    LOADING = enum.auto()
-    READY = enum.auto()
-    UNLOADING = enum.auto()
-    UNAVAILABLE = enum.auto()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One name of the store.
-
-    Attributes:
-        version: Empty where its bundle cannot be read.
-        reason: Why it, or a newer version of it, is not served, for people; or empty.
-    """
-
-    name: str
-    version: str
-    state: State
-    reason: str = ""
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class _Served:
-    model: Model
-    bytes: int
-    used: float = field(default_factory=time.monotonic)
-
-
-class Models:
-    """Opened models by name.
+class Models(ModelTable):
+    """Opened models by name, loaded, replaced and unloaded.
 
     Args:
         store: Where bundles are loaded from.
@@ -107,110 +66,15 @@ class Models:
         budget: MemoryBudget | None = None,
         evict: bool = False,
     ) -> None:
-        self._store = store
+        super().__init__(store)
         self._footprints = Footprints(store.folder / "measured")
         self._settings = settings
         self._budget = budget or MemoryBudget()
         self._evict = evict
         self._precedence = Precedence()
-        self._served: dict[str, _Served] = {}
-        self._states: dict[str, tuple[State, str]] = {}
         self._retiring: dict[threading.Thread, Model] = {}
         self._changing = threading.RLock()
         self._closed = False
-
-    def __iter__(self) -> Iterator[Model]:
-        return iter([served.model for served in list(self._served.values())])
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing failed to load; what was unloaded is not missed."""
-        return not any(
-            reason and not reason.startswith(_UNLOADED) for _, reason in list(self._states.values())
-        )
-
-    def get(self, name: str) -> Model:
-        """Return a model.
-
-        Raises:
-            NotFoundError: None of that name is served.
-        """
-        if not name:
-            raise NotFoundError("The request names no model.", hint=self._names())
-        served = self._served.get(name)
-        if served is None and self._states.get(name, (None, ""))[0] is State.LOADING:
-            raise BusyError(
-                f"The model '{name}' is being opened.",
-                hint="Try again in a moment.",
-                retry_after=_OPENING_SECONDS,
-            )
-        if served is None:
-            raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
-        return served.model
-
-    def is_served(self, model: Model) -> bool:
-        """Say whether a model that somebody got before is still what answers to its name."""
-        served = self._served.get(model.bundle.manifest.name)
-        return served is not None and served.model is model
-
-    def touch(self, name: str) -> None:
-        """Note that somebody uses a model: what has not been used longest makes room first."""
-        served = self._served.get(name)
-        if served is not None:
-            served.used = time.monotonic()
-
-    def find(self, name: str) -> tuple[Model, str]:
-        """Return what answers to a name, an adapter's base for an adapter, and its version.
-
-        Raises:
-            NotFoundError: Nothing of that name is served.
-        """
-        base = None if name in self._served else self._base_of(name)
-        if base is not None:
-            return base, base.adapters.get(name).bundle.manifest.version
-        model = self.get(name)
-        return model, model.bundle.manifest.version
-
-    def get_as(self, name: str, kind: type[ModelT], service: str) -> ModelT:
-        """Return a model of one kind.
-
-        Raises:
-            NotFoundError: None of that name is served.
-            UnsupportedError: It is of another kind.
-        """
-        model = self.get(name)
-        self.touch(name)
-        if not isinstance(model, kind):
-            task = model.bundle.manifest.task
-            raise UnsupportedError(f"The model '{name}' does {task}; {service} cannot use it.")
-        return model
-
-    def texts(self) -> list[TextModel]:
-        """Return the text models."""
-        return [model for model in self if isinstance(model, TextModel)]
-
-    def text(self, name: str, adapter: str) -> tuple[TextModel, ShelvedAdapter | None]:
-        """Return what answers a text request.
-
-        Args:
-            name: A text model, or one of the loaded adapters, which then need not be named again.
-            adapter: A loaded adapter of it, or the empty string.
-
-        Raises:
-            NotFoundError: There is no such model, or the adapter is not loaded.
-            UnsupportedError: The model does not generate text.
-        """
-        if name not in self._served and not adapter:
-            base = self._base_of(name)
-            if base is not None:
-                self.touch(base.bundle.manifest.name)
-                return base, base.adapters.get(name)
-        model = self.get_as(name, TextModel, "text generation")
-        return model, model.adapters.get(adapter) if adapter else None
-
-    def index(self) -> list[Entry]:
-        """Return every name of the store and what became of it."""
-        return [self._entry(name) for name in self._store.names()]
 
     def load_all(self) -> None:
         """Load every active bundle; one that fails is logged and does not stop the others."""
@@ -409,12 +273,12 @@ class Models:
                 self._open(name, before.model.bundle, before.bytes)  # it had made room
             raise
         still = self._served.get(name)
-        self._served[name] = _Served(model=model, bytes=needed)
+        self._served[name] = Served(model=model, bytes=needed)
         if before is not None and still is before:
             self._mark_adapters(before.model)
             self._retire(name, before)
 
-    def _retire(self, name: str, before: _Served) -> None:
+    def _retire(self, name: str, before: Served) -> None:
         """Let what has been replaced end its answers, which nobody else has to wait for."""
 
         def end() -> None:
@@ -452,7 +316,7 @@ class Models:
     def _open(self, name: str, bundle: Bundle, needed: int) -> None:
         self._budget.promise(name, needed)
         model = open_model(bundle, self._settings(name), self._precedence)
-        self._served[name] = _Served(model=model, bytes=needed)
+        self._served[name] = Served(model=model, bytes=needed)
 
     def _make_room(self, name: str, needed: int, *, kept: str | None = None) -> None:
         """Set memory apart, if need be by unloading what may go; ``kept`` must not."""
@@ -483,9 +347,9 @@ class Models:
             return
         _LOG.info("unloading %s, which is idle, to make room for %s", going, name)
         self._close(going)
-        self._states[going] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
+        self._states[going] = State.UNAVAILABLE, f"{UNLOADED} to make room for '{name}'"
 
-    def _may_go(self, served: _Served) -> bool:
+    def _may_go(self, served: Served) -> bool:
         return self._evict and not served.model.engine.busy
 
     def _close(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:
@@ -498,12 +362,12 @@ class Models:
 
     def _mark_unloaded(self, name: str) -> None:
         if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
-            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            self._states[name] = State.UNAVAILABLE, UNLOADED
 
     def _mark_adapters(self, base: Model) -> None:
         if isinstance(base, TextModel):
             for name in base.adapters.names():
-                reason = f"{_UNLOADED} with '{base.bundle.manifest.name}'"
+                reason = f"{UNLOADED} with '{base.bundle.manifest.name}'"
                 self._states[name] = State.UNAVAILABLE, reason
 
     def _load_adapter(self, bundle: Bundle, interface: AdapterInterface) -> None:
@@ -531,33 +395,6 @@ class Models:
                 self._served[name].bytes += needed
             else:
                 self._budget.release(name, needed)
-
-    def _base_of(self, adapter: str) -> TextModel | None:
-        bases = (model for model in self.texts() if adapter in model.adapters.names())
-        return next(bases, None)
-
-    def _is_adapter(self, name: str) -> bool:
-        try:
-            bundle = self._store.active(name)
-        except OutpostError:
-            return False
-        return isinstance(bundle.manifest.interface, AdapterInterface)
-
-    def _entry(self, name: str) -> Entry:
-        state, reason = self._states.get(name, (State.UNAVAILABLE, _UNLOADED))
-        return Entry(name=name, version=self._version(name), state=state, reason=reason)
-
-    def _version(self, name: str) -> str:
-        served = self._served.get(name)
-        if served is not None:
-            return served.model.bundle.manifest.version
-        try:
-            return self._store.active(name).manifest.version
-        except (NotFoundError, BundleError, StoreError):
-            return ""
-
-    def _names(self) -> str:
-        return f"Models here: {', '.join(sorted(self._served)) or 'none'}."
 
 
 def _load_adapter_into(model: Model, adapter: Bundle) -> None:

@@ -15,7 +15,8 @@ from outpost_runtime.errors import (
     NotFoundError,
     UnavailableError,
 )
-from outpost_runtime.models import Models, State
+from outpost_runtime.model_table import State
+from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits

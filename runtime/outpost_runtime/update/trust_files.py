@@ -17,8 +17,10 @@ written, and its files carry their versions, so a cut at any moment leaves the o
 
 import contextlib
 import fcntl
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from outpost_runtime.bundle import sync_folder, write_durably
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
@@ -75,7 +77,7 @@ class TrustFiles:
             "snapshot": seen.snapshot,
             "keys": sorted(seen.keys),
         }
-        self.write(_CLOCK, canonical_json(document))
+        self.write(_CLOCK, _sealed(document))
 
     def accepted(self) -> dict[str, Accepted]:
         """Return what was accepted, by name.
@@ -101,7 +103,7 @@ class TrustFiles:
             name: {"family": one.family, "release": one.release} for name, one in accepted.items()
         }
         for name in _ACCEPTED:
-            self.write(name, canonical_json(document))
+            self.write(name, _sealed(document))
 
     def sweep(self, kept: Collection[str]) -> None:
         """Remove files of generations other than the kept ones, inside :meth:`changing`."""
@@ -134,7 +136,23 @@ class TrustFiles:
         data = self.read(name, _MAX_RECORD_BYTES)
         if data is None:
             raise InvalidInputError(f"{self.folder / name} cannot be read.")
-        return parse_json_object(data, path=f"{name}:")
+        reader = parse_json_object(data, path=f"{name}:")
+        digest, record = reader.string("sha256"), reader.table("record").raw()
+        reader.end()
+        if _digest(record) != digest:  # one changed digit could stop a box for ever
+            raise InvalidInputError(f"{name} was changed since it was written.")
+        return Reader(record, path=f"{name}:record")
+
+
+def _sealed(record: dict[str, Any]) -> bytes:
+    return canonical_json({"record": record, "sha256": _digest(record)})
+
+
+def _digest(record: dict[str, Any]) -> str:
+    try:
+        return hashlib.sha256(canonical_json(record)).hexdigest()
+    except ValueError as error:  # halves of surrogates, numbers that are none
+        raise InvalidInputError("The record cannot have been written so.") from error
 
 
 def _seen(reader: Reader) -> Seen:

@@ -1,4 +1,4 @@
-"""Where files are cut into blocks: at tensors, so that what did not change is the same blocks. Pure.
+"""Where files are cut into blocks: at tensors, so that what is unchanged is the same blocks. Pure.
 
 1. A file is a row of spans: tensors, and what lies between them. Of tensors that overlap, the
    first counts.
@@ -125,6 +125,4 @@ def _shared(spans: Sequence[_Span]) -> Cut:
     kinds = {tensor.kind for at, tensor in held if at % tensor.kind.bytes == 0}
     aligned = all(at % tensor.kind.bytes == 0 for at, tensor in held)
     kind = kinds.pop() if len(kinds) == 1 and aligned else Kind.INT8
-    return Cut(
-        start=start, size=sum(span.size for span in spans), kind=kind if held else None
-    )
+    return Cut(start=start, size=sum(span.size for span in spans), kind=kind if held else None)

@@ -78,7 +78,10 @@ def _of_onnx(name: str, data: memoryview) -> Iterator[tuple[str, Tensor]]:
         if stored.location is None:
             yield name, tensor
         else:
-            yield posixpath.normpath(posixpath.join(posixpath.dirname(name), stored.location)), tensor
+            yield (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), stored.location)),
+                tensor,
+            )
 
 
 def _size(stored: StoredTensor, kind: Kind) -> int:

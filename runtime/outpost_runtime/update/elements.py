@@ -8,7 +8,7 @@ at what makes differences small:
 * FLOAT16, BFLOAT16, FLOAT32, little-endian: their bits in the order of their values (negative
   ones turned round, the sign bit flipped), so that neighbours differ by one; mod 2^bits.
 
-A difference is folded: magnitude first and sign last, 0, −1, 1, −2 … become 0, 1, 2, 3 …
+A difference is folded: magnitude first and sign last, 0, -1, 1, -2 … become 0, 1, 2, 3 …
 
 Bytes at the end that make no whole number belong to no element; the callers keep them apart.
 """

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from outpost_runtime.bundle import Bundle
+from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.manifest import MANIFEST_NAME
 
 from bench import peers, update_deltas
@@ -30,7 +30,7 @@ def measure(pair: Pair) -> dict[str, int]:
     return found | {OURS: update_deltas.size_of(pair.old, pair.new)}
 
 
-def files(bundle: Bundle) -> Iterator[Path]:
+def files(bundle: FolderBundle) -> Iterator[Path]:
     """Yield all files of a bundle."""
     yield from (bundle.path(name) for name in (*bundle.manifest.files, MANIFEST_NAME))
 
@@ -45,7 +45,7 @@ def _zstd(path: Path) -> int:
     return _output("zstd", "-q", f"-{LEVEL}", "-c", path)
 
 
-def _patch(path: Path, old: Bundle) -> int:
+def _patch(path: Path, old: FolderBundle) -> int:
     before = old.path(path.name)
     if not before.is_file():
         return _zstd(path)

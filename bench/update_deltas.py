@@ -14,7 +14,7 @@ import zstandard
 from numpy.typing import NDArray
 from onnx import TensorProto
 from outpost_export.grid import layout_of
-from outpost_runtime.bundle import Bundle
+from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.manifest import MANIFEST_NAME
 
 _BLOCK = 1 << 20
@@ -38,7 +38,7 @@ class Tensor:
     kind: str
 
 
-def size_of(old: Bundle, new: Bundle) -> int:
+def size_of(old: FolderBundle, new: FolderBundle) -> int:
     """Return the bytes that lead from one bundle to another."""
     names = (*new.manifest.files, MANIFEST_NAME)
     return sum(_file_size(old.path(name), new.path(name)) for name in names)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime.bundle import Bundle, read_bundle
+from outpost_runtime.bundle import FolderBundle, read_bundle
 
 from examples import bundles
 
@@ -37,8 +37,8 @@ class Pair:
 
     title: str
     grid: str
-    old: Bundle
-    new: Bundle
+    old: FolderBundle
+    new: FolderBundle
 
 
 def pairs(*, quick: bool) -> Iterator[Pair]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from outpost_runtime.bundle import Bundle
+from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.manifest import MANIFEST_NAME
 
 from outpost_export.publishing.cutting import Cut, cuts
@@ -22,7 +22,7 @@ File = bytes | mmap.mmap
 
 
 def encoded_pieces(
-    bundle: Bundle, warehouse: Warehouse, found: Sequence[Predecessor]
+    bundle: FolderBundle, warehouse: Warehouse, found: Sequence[Predecessor]
 ) -> Iterator[tuple[str, Encoded]]:
     """Give the pieces of all files, each with its file's name, in the order of a release.
 
@@ -65,7 +65,7 @@ def _pieces(
 
 
 @contextlib.contextmanager
-def _opened(bundle: Bundle) -> Iterator[dict[str, File]]:
+def _opened(bundle: FolderBundle) -> Iterator[dict[str, File]]:
     with contextlib.ExitStack() as stack:
         files: dict[str, File] = {MANIFEST_NAME: bundle.manifest_bytes}
         for name, entry in bundle.manifest.files.items():

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outpost_runtime.bundle import Bundle, read_bundle, sync_folder, verify, write_durably
+from outpost_runtime.bundle import (
+    Bundle,
+    FolderBundle,
+    read_bundle,
+    sync_folder,
+    verify,
+    write_durably,
+)
 from outpost_runtime.errors import BusyError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
@@ -85,7 +92,9 @@ def changing(folder: Path) -> Iterator[None]:
         raise PublishError(f"{folder} cannot be changed: {error.strerror or error}.") from error
 
 
-def _publish(bundle: Bundle, order: Order, warehouse: Warehouse, reporter: Reporter) -> Publication:
+def _publish(
+    bundle: FolderBundle, order: Order, warehouse: Warehouse, reporter: Reporter
+) -> Publication:
     offers = sorted(warehouse.shelf.offers(), key=lambda offer: -offer.release)
     _check_base(bundle, offers)
     found = list(predecessors(bundle, order, offers, warehouse))

@@ -177,7 +177,8 @@ def _shifts(numbers: Numbers, counts: NDArray[np.intp]) -> Bytes:
     sums = np.concatenate([[0.0], np.cumsum(numbers, dtype=np.float64)])
     means = (sums[ends] - sums[ends - counts]) / np.maximum(counts, 1)
     shifts = np.floor(np.log2(np.maximum(means, 1))) - _TOKEN_BITS
-    return np.clip(shifts, 0, 8 * numbers.itemsize - 8).astype(np.uint8)
+    found: NDArray[np.uint8] = np.clip(shifts, 0, 8 * numbers.itemsize - 8).astype(np.uint8)
+    return found
 
 
 def _low_bits(numbers: Numbers, shift: int) -> Bytes:
@@ -260,7 +261,9 @@ def _read_floats(
         _read_low_bits(run, int(n), int(s), kind.dtype)
         for run, n, s in zip(runs, counts, shifts, strict=True)
     ]
-    numbers = (tokens.astype(kind.dtype) << np.repeat(shifts, counts)) | np.concatenate(low)
+    numbers: NDArray[Any] = (
+        tokens.astype(kind.dtype) << np.repeat(shifts, counts)
+    ) | np.concatenate(low)
     large = np.flatnonzero(tokens == _LARGE)
     numbers[large] = reader.piece(len(large) * kind.bytes).view(kind.dtype)
     return numbers

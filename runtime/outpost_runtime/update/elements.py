@@ -48,7 +48,8 @@ class Kind(IntEnum):
     @property
     def dtype(self) -> "np.dtype[Any]":
         """What its numbers are held as."""
-        return _DTYPES.get(self, np.dtype(np.uint8))
+        found: np.dtype[Any] = _DTYPES.get(self, np.dtype(np.uint8))
+        return found
 
 
 _MANTISSA_BITS = {Kind.FLOAT16: 10, Kind.BFLOAT16: 7, Kind.FLOAT32: 23}
@@ -75,7 +76,8 @@ def exponents(kind: Kind, numbers: Numbers) -> NDArray[np.int16]:
     """Return the exponents of floats, as they stand in their bits; zeros for integers."""
     if not kind.is_float:
         return np.zeros(len(numbers), np.int16)
-    return ((numbers & ~_sign(kind)) >> _MANTISSA_BITS[kind]).astype(np.int16)
+    found: NDArray[np.int16] = ((numbers & ~_sign(kind)) >> _MANTISSA_BITS[kind]).astype(np.int16)
+    return found
 
 
 def differences(kind: Kind, new: Numbers, old: Numbers) -> Numbers:

@@ -261,9 +261,8 @@ def _read_floats(
         _read_low_bits(run, int(n), int(s), kind.dtype)
         for run, n, s in zip(runs, counts, shifts, strict=True)
     ]
-    numbers: NDArray[Any] = (
-        tokens.astype(kind.dtype) << np.repeat(shifts, counts)
-    ) | np.concatenate(low)
+    high = tokens.astype(kind.dtype) << np.repeat(shifts, counts)
+    numbers: Numbers = high | np.concatenate(low)
     large = np.flatnonzero(tokens == _LARGE)
     numbers[large] = reader.piece(len(large) * kind.bytes).view(kind.dtype)
     return numbers

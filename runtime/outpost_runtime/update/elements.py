@@ -48,12 +48,11 @@ class Kind(IntEnum):
     @property
     def dtype(self) -> "np.dtype[Any]":
         """What its numbers are held as."""
-        found: np.dtype[Any] = _DTYPES.get(self, np.dtype(np.uint8))
-        return found
+        return _DTYPES.get(self, np.dtype(np.uint8))
 
 
 _MANTISSA_BITS = {Kind.FLOAT16: 10, Kind.BFLOAT16: 7, Kind.FLOAT32: 23}
-_DTYPES = {
+_DTYPES: dict[Kind, np.dtype[Any]] = {
     Kind.FLOAT16: np.dtype(np.uint16),
     Kind.BFLOAT16: np.dtype(np.uint16),
     Kind.FLOAT32: np.dtype(np.uint32),

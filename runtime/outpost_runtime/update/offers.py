@@ -11,7 +11,7 @@ Pure. Rules:
 4. The release counter of a name never goes down, whatever clocks and versions say.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from outpost_runtime.errors import TrustError
@@ -124,39 +124,6 @@ def check_counter(signed: SignedOffer, accepted: Mapping[str, Accepted]) -> None
             f"Release {offer.release} of '{offer.name}' is older than release {least}, "
             "which this box has accepted.",
             hint="To go back for all boxes, publish the old bundle again; it gets a new number.",
-        )
-
-
-def check_device(offer: Offer, model: str) -> None:
-    """Refuse an offer for other devices.
-
-    Raises:
-        TrustError: It names device models, and this box's is not among them.
-    """
-    if offer.devices and model not in offer.devices:
-        raise TrustError(
-            f"Release {offer.release} of '{offer.name}' is for {', '.join(offer.devices)}; "
-            f"this box is a '{model}'.",
-            hint=_OTHERS,
-        )
-
-
-def check_base(release: Release, active: Collection[str]) -> None:
-    """Refuse an adapter without its base.
-
-    Args:
-        release: The release that shall be installed.
-        active: Digests of the bundles that are, or become with it, the active ones.
-
-    Raises:
-        TrustError: The release needs a base that is not among them.
-    """
-    base = release.base
-    if base is not None and base.bundle not in active:
-        raise TrustError(
-            f"'{release.name}' needs its base '{base.name}' ({base.bundle[:12]}), "
-            "and this box has another or none.",
-            hint="Install the base's release first; nothing was changed.",
         )
 
 

@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outpost_runtime.errors import OutpostError, TrustError
 from outpost_runtime.update.metadata import Medium
-from outpost_runtime.update.offers import Accepted, check_base, check_device, choice
+from outpost_runtime.update.offers import Accepted, choice
 from outpost_runtime.update.release import (
     MAX_RELEASE_BYTES,
-    Base,
-    Block,
     Offer,
-    Release,
-    ReleasedFile,
     encode_offer,
     release_path,
 )
@@ -89,25 +85,6 @@ def test_an_expired_family_keeps_its_names():
 def test_a_name_is_free_when_its_family_is_withdrawn_and_its_counter_begins_anew():
     chosen = choice({"heirs": _targets(_offer(1), family="heirs")}, {"press": HERE})
     assert _found(chosen) == [("heirs", "press", 1)]
-
-
-def test_a_release_for_other_devices_is_refused():
-    check_device(_offer(), "terminal-2")
-    check_device(_offer(devices=("terminal-2", "car")), "car")
-    with pytest.raises(TrustError, match="is for terminal-2; this box is a 'car'"):
-        check_device(_offer(devices=("terminal-2",)), "car")
-
-
-def test_an_adapter_without_its_very_base_is_refused():
-    block = Block(id="c" * 64, size=1, stored=50)
-    release = Release(
-        name="tone", version="1", target="cpu-int8", bundle="a" * 64,
-        base=Base(name="press", bundle="d" * 64), key="b" * 64, memory_bytes=1,
-        files=(ReleasedFile(name="manifest.json", blocks=(block,)),), deltas=(),
-    )  # fmt: skip
-    check_base(release, {"d" * 64})
-    with pytest.raises(TrustError, match="needs its base 'press'"):
-        check_base(release, {"e" * 64})
 
 
 @pytest.mark.parametrize(

@@ -240,10 +240,13 @@ def test_a_disk_that_fills_up_at_any_call_leaves_nothing_half_visible(store, mon
 def test_a_failed_flush_throws_the_group_away_because_the_system_lies_about_it_afterwards(
     store, monkeypatch
 ):
+    store.put(ID, DATA)
+    store.remove([ID])
     with monkeypatch.context() as patch:
-        _failing(patch, "fsync", 1)
+        calls = _failing(patch, "fsync", 1)
         with pytest.raises(StoreError):
             store.put(ID, DATA)
+    assert calls == [1]
     assert (store.ids(), store.partials(), store.waiting) == (set(), {}, 0)
 
 

@@ -172,6 +172,17 @@ def test_where_the_sources_of_deltas_are_in_the_way_whole_blocks_are_fetched():
     assert _plan(new, index, holdings=roomy).fetched == 400
 
 
+def test_deltas_that_keep_nothing_in_the_way_are_used_all_the_same():
+    kept, loose = ship_noise([20_000]), ship_noise([20_000] * 4, seed=1)
+    after_kept, first, _ = ship_after(kept, 100)
+    after_loose, second, _ = ship_after(loose, 200)
+    holdings = _holdings(kept, loose, free=6 * PAGE)
+    plan = plan_update(
+        [after_kept.release, after_loose.release], [first, second], holdings, [kept.release]
+    )
+    assert [step.delta is not None for step in plan.steps] == [True] + [False] * 4
+
+
 def test_several_releases_are_one_plan():
     base, adapter = ship_noise([5000, 6000]), ship_noise([6000], seed=9, name="adapter")
     plan = plan_update([base.release, adapter.release], [], _holdings(base), [])

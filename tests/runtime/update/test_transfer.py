@@ -294,6 +294,8 @@ def test_a_damaged_source_block_costs_no_delta_and_is_reported(store, updated):
     old, new, index, source = updated
     damaged = next(iter(old.data))
     (store.folder / damaged[:2] / damaged).write_bytes(bytes(20_000))
+    with store.receive(index.deltas[0].id, 600) as part:
+        part.write(b"begun")
     done = _transfer(store, new, source, indexes=[index], keep=[old])
     assert (done.finished, done.bytes) == (True, 1200 + 20_000)
     assert done.damaged == {damaged}
@@ -340,7 +342,8 @@ def test_a_stopped_transfer_says_so_and_is_gone_on_from(store, workers, pieces):
     _check(store, shipment)
 
 
-def test_when_one_worker_fails_the_other_stops_too(store):
+@pytest.mark.parametrize("failing_first", [True, False])
+def test_when_one_worker_fails_the_other_stops_too(store, failing_first):
     shipment = ship_noise([5000] * 50)
     failing = MemoryFetcher(files=shipment.files, cuts=[100])
 
@@ -352,7 +355,7 @@ def test_when_one_worker_fails_the_other_stops_too(store):
 
     slow = Slow(files=shipment.files)
     with pytest.raises(FetchError):
-        _transfer(store, shipment, failing, slow)
+        _transfer(store, shipment, *([failing, slow] if failing_first else [slow, failing]))
     assert len(slow.reads) < 10
 
 

@@ -326,6 +326,7 @@ def test_what_is_published_is_encrypted(publisher, versions):
 
 
 @pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.incident("power cut", where="any change of the disk while publishing")
 def test_a_power_cut_at_any_write_leaves_a_valid_repository_and_the_next_run_goes_on(
     version, tmp_path
 ):

@@ -392,6 +392,7 @@ def test_a_reader_never_sees_a_broken_repository(repository, bag, tmp_path, edit
 
 @pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.incident("power cut", where="any write of a repository's metadata")
 def test_a_cut_at_any_write_is_finished_or_undone(repository, bag, tmp_path, edit):
     _publish(repository, bag)
     root = bag.root()
@@ -409,6 +410,7 @@ def test_a_cut_at_any_write_is_finished_or_undone(repository, bag, tmp_path, edi
 
 
 @pytest.mark.slow
+@pytest.mark.incident("power cut", where="any write of a repository's metadata")
 def test_a_cut_while_a_lost_online_key_is_replaced_is_finished_or_undone(repository, bag, tmp_path):
     _publish(repository, bag)
     bag.lost.add(_keyid(bag, "timestamp"))  # so nothing can be good for both roots

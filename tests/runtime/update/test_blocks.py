@@ -56,6 +56,7 @@ def test_a_block_that_is_not_here_is_named(store):
 
 
 @pytest.mark.parametrize("bit", [0, 7, 12_345 * 8 + 3, len(DATA) * 8 - 1])
+@pytest.mark.incident("a flipped bit", where="in a stored block")
 def test_a_flipped_bit_is_found_and_the_block_can_be_fetched_again(store, bit):
     store.put(ID, DATA)
     rotten = bytearray(DATA)
@@ -184,6 +185,7 @@ def disk(tmp_path):
         yield disk
 
 
+@pytest.mark.incident("disk full", where="any page of a block")
 def test_a_full_disk_at_every_page_leaves_nothing_half_visible_and_says_how_full_it_is(disk):
     for pages in range(12):
         store = BlockStore(disk / "blocks")
@@ -237,6 +239,7 @@ def test_a_disk_that_fills_up_at_any_call_leaves_nothing_half_visible(store, mon
     pytest.fail("there is no end to the calls")
 
 
+@pytest.mark.incident("a flush that fails", where="blocks that become durable together")
 def test_a_failed_flush_throws_the_group_away_because_the_system_lies_about_it_afterwards(
     store, monkeypatch
 ):
@@ -296,6 +299,7 @@ for number in range(10_000):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.05])
+@pytest.mark.incident("kill -9", where="while blocks are written")
 def test_whatever_is_visible_after_a_kill_is_right(tmp_path, delay):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "blocks")], stdout=subprocess.PIPE

@@ -144,6 +144,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         provision_keys(tmp_path)
 
 
+@pytest.mark.incident("power cut", where="between any two writes of provisioning")
 def test_the_power_may_be_cut_between_any_two_writes_of_provisioning(tmp_path):
     total = cuts_of(lambda: provision_keys(tmp_path / "whole"))
     assert total >= 5

@@ -56,6 +56,7 @@ def test_keys_survive_a_reboot(tmp_path):
         assert open_keys(tmp_path, tpm=tcti).identity("terminal") == identity
 
 
+@pytest.mark.incident("a stolen disk", where="keys sealed by a TPM")
 def test_a_copied_disk_is_of_no_use_to_another_tpm(tmp_path, tcti, other_tcti):
     provision_keys(tmp_path / "box", tpm=tcti)
     shutil.copytree(tmp_path / "box", tmp_path / "thief")

@@ -72,6 +72,7 @@ def test_what_came_before_a_cut_is_given_and_is_right(server, fetcher, start):
     assert error is not None
 
 
+@pytest.mark.incident("a link that is cut", where="between two chunks of an answer")
 def test_a_cut_between_two_chunks_is_no_end(server, fetcher):
     server.faults = [raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n")]
     data, error = _rest(fetcher, 0)
@@ -346,6 +347,7 @@ def test_a_redirect_is_followed_with_the_range(server, fetcher, code):
     assert server.requests[-1].headers["range"] == "bytes=5-"
 
 
+@pytest.mark.incident("redirects in a circle", where="HTTP")
 def test_redirects_in_a_circle_end(server, fetcher):
     server.always = redirected(f"/{PATH}")
     _, error = _rest(fetcher, 0)

@@ -155,6 +155,7 @@ def test_a_client_that_hangs_up_does_not_take_the_file_from_the_others(upstream,
 
 
 @pytest.mark.parametrize("wrong", [bytes(200_000), DATA[:-1], DATA + b"x", b""], ids=len)
+@pytest.mark.incident("a source that lies", where="to a mirror")
 def test_wrong_bytes_are_cut_off_and_not_kept_and_right_ones_come_later(
     upstream, fetcher, tmp_path, wrong
 ):
@@ -377,6 +378,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
         MirrorCache(tmp_path / "file", 1)
 
 
+@pytest.mark.incident("disk full", where="a mirror's cache")
 def test_a_full_disk_costs_the_cache_and_not_the_answer(tmp_path):
     files = {block_path(name_of(d)): d for d in (noise(300_000, seed=i) for i in range(8))}
     with small_disk(tmp_path / "mirror"):

@@ -142,6 +142,7 @@ def test_the_beginning_of_a_liar_is_thrown_away_at_every_byte(store, small_sourc
         store.remove(SMALL.data)
 
 
+@pytest.mark.incident("a link that is cut", where="at 99 % of a block")
 def test_restart_from_zero_at_99_percent(store):
     """A cut at 99 % costs the last per cent, not the first 99: over HTTP, again and again."""
     shipment = ship_noise([1 << 20] * 4)
@@ -159,6 +160,7 @@ def test_restart_from_zero_at_99_percent(store):
     _check(store, shipment)
 
 
+@pytest.mark.incident("a link that is cut", where="within one transfer")
 def test_a_cut_link_is_gone_on_from_within_one_transfer(store):
     shipment = ship_noise([1 << 20] * 2)
     with HttpServer(shipment.files) as server:
@@ -193,6 +195,7 @@ def test_a_whole_part_that_rotted_is_fetched_again_at_once(store):
 
 
 @pytest.mark.parametrize("lie", [bytes(64), bytes(63), b"", bytes(65)], ids=len)
+@pytest.mark.incident("a source that lies", where="blocks")
 def test_a_source_that_lies_twice_is_left_for_another(store, lie):
     liar = MemoryFetcher(files={block_path(SMALL_ID): lie}, name="liar")
     honest = MemoryFetcher(files=SMALL.files)
@@ -203,6 +206,7 @@ def test_a_source_that_lies_twice_is_left_for_another(store, lie):
     _check(store, SMALL)
 
 
+@pytest.mark.incident("a source that lies", where="all sources")
 def test_where_all_lie_nothing_is_kept_and_the_last_is_named(store):
     liars = [MemoryFetcher(files=LIES, name=name) for name in ("mirror", "repository")]
     with pytest.raises(FetchError, match=f"repository gave wrong bytes.*{SMALL_ID}"):
@@ -212,6 +216,7 @@ def test_where_all_lie_nothing_is_kept_and_the_last_is_named(store):
 
 
 @pytest.mark.parametrize("bit", [0, 100, 511])
+@pytest.mark.incident("a flipped bit", where="on the way")
 def test_a_bit_flipped_on_the_way_is_repaired_by_asking_once_more(store, bit):
     class Flipping(MemoryFetcher):
         def read(self, path, *, start=0, limit):
@@ -290,6 +295,7 @@ def test_a_delta_that_leads_nowhere_is_replaced_by_the_whole_block(store, update
     _is_here(store, new)
 
 
+@pytest.mark.incident("a damaged block", where="on the box, where a delta starts")
 def test_a_damaged_source_block_costs_no_delta_and_is_reported(store, updated):
     old, new, index, source = updated
     damaged = next(iter(old.data))
@@ -368,6 +374,7 @@ def test_two_workers_never_do_the_same_block(store):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.incident("kill -9", where="while blocks come")
 def test_a_killed_transfer_is_gone_on_from_and_moves_no_more_than_a_piece_twice(tmp_path, workers):
     sizes = [700_000, 1 << 20, 5000, 900_000]
     shipment = ship_noise(sizes)
@@ -391,6 +398,7 @@ def test_a_killed_transfer_is_gone_on_from_and_moves_no_more_than_a_piece_twice(
     _check(store, shipment)
 
 
+@pytest.mark.incident("disk full", where="any page, while blocks come")
 def test_a_full_disk_at_every_page_leaves_nothing_half_visible_and_is_gone_on_from(tmp_path):
     shipment = ship_noise([10_000, 12_000, 5000])
     with small_disk(tmp_path / "disk") as disk:
@@ -409,6 +417,7 @@ def test_a_full_disk_at_every_page_leaves_nothing_half_visible_and_is_gone_on_fr
 
 @pytest.mark.parametrize("name", ["write", "fsync", "open", "replace", "mkdir"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.incident("a disk that fails", where="any call, while blocks come")
 def test_a_disk_that_fails_at_any_call_leaves_nothing_half_visible(
     store, updated, monkeypatch, name, code
 ):

@@ -172,6 +172,7 @@ def test_a_played_back_timestamp_is_refused(publisher, trust):
     assert "timestamp.json is version 1" in _refused(trust, publisher.fetcher(old))
 
 
+@pytest.mark.incident("mixed metadata", where="an older snapshot")
 def test_an_older_snapshot_under_a_newer_timestamp_is_refused(publisher, trust):
     publisher.publish(_offer(), b"release")
     trust.refresh(publisher.fetcher(), NOW)
@@ -258,6 +259,7 @@ def test_an_expired_family_costs_the_others_nothing(publisher, trust):
         ("1.family-models.json", MAX_TARGETS_BYTES),
     ],
 )
+@pytest.mark.incident("endless data", where="metadata")
 def test_endless_data_ends(publisher, trust, path, limit):
     source = publisher.fetcher(endless={f"metadata/{path}"})
     with pytest.raises(FetchError):
@@ -291,6 +293,7 @@ def test_a_source_without_a_file_that_is_named_failed(publisher, trust, path):
         trust.refresh(publisher.fetcher(files), NOW)
 
 
+@pytest.mark.incident("stolen online keys", where="versions and time that ran ahead")
 def test_stolen_online_keys_that_ran_ahead_are_overcome_by_a_new_root(publisher, trust):
     publisher.publish(_offer(), b"release")
     genuine, thief = publisher.frozen(), publisher

@@ -147,6 +147,7 @@ def test_a_cut_at_any_write_leaves_the_old_or_the_new(publisher, folder, after, 
     assert not list(folder.glob(".*.new"))
 
 
+@pytest.mark.incident("power cut", where="between any two writes of metadata")
 def test_every_cut_in_one_refresh_is_survived(publisher, tmp_path):
     first, old = publisher.root_bytes, (_publish(publisher),)
     before = publisher.frozen()
@@ -178,6 +179,7 @@ def test_a_refresh_goes_on_where_it_was_cut(publisher, folder):
     assert source.requests[2:] == ["metadata/2.family-models.json"]
 
 
+@pytest.mark.incident("disk full", where="metadata")
 def test_a_full_disk_is_told_and_loses_nothing(publisher, folder):
     old = (_publish(publisher),)
     TrustStore(folder).refresh(publisher.fetcher(), NOW)
@@ -202,6 +204,7 @@ FILES = ["timestamp.json", "2.snapshot.json", "1.targets.json", "2.family-models
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [*FILES, "clock.json"])
+@pytest.mark.incident("a damaged file", where="metadata on the box")
 def test_a_damaged_file_is_healed_by_the_next_refresh(publisher, folder, name, damage):
     offers = (_publish(publisher),)
     trust = TrustStore(folder)

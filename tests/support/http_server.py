@@ -6,6 +6,7 @@ answered as RFC 9110 has it. ``server.always`` is the fault of every request tha
 
 import contextlib
 import http.server
+import socket
 import ssl
 import threading
 import time
@@ -111,6 +112,11 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
         self.wfile.flush()
 
+    def setup(self) -> None:
+        if self.server.send_buffer:
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.server.send_buffer)
+        super().setup()
+
     def handle(self) -> None:
         try:
             super().handle()
@@ -147,6 +153,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.edition = "first"
         self.sent = 0
         self.pause = 0.0
+        self.send_buffer = 0
         self.scheme = "http"
         self.ended = threading.Event()
         if tls is not None:

@@ -1,5 +1,6 @@
 """What servers, proxies and bad links do to a download."""
 
+import logging
 import ssl
 import time
 import traceback
@@ -9,6 +10,7 @@ from outpost_runtime.errors import ConfigurationError, FetchError, NotFoundError
 from outpost_runtime.update.fetch import read_whole
 from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.meter import Meter, Patience
+from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
 
 from tests.support.certificates import make_certificate
 from tests.support.http_server import (
@@ -324,6 +326,20 @@ def test_a_slow_reader_does_not_accuse_the_server(server):
     fetcher.close()
 
 
+def test_under_a_cap_a_small_window_keeps_bursts_off_the_line(server):
+    server.files[PATH] = data = noise(1 << 20)
+    server.send_buffer = 16 << 10
+    fetcher = HttpFetcher(server.url, window=16 << 10)
+    capped = ThrottledFetcher(fetcher, Bandwidth(1 << 20))
+    came, ahead = 0, 0
+    for piece in capped.read(PATH, limit=LIMIT):
+        came += len(piece)
+        ahead = max(ahead, server.sent - came)
+    fetcher.close()
+    assert came == len(data)
+    assert ahead <= 256 << 10
+
+
 def test_a_meter_counts_only_while_it_waits_and_forgives_the_first_answer():
     meter = Meter("somebody", Patience(window_seconds=10, least_rate=100))
     meter.begin(1 << 20)
@@ -435,7 +451,8 @@ def _with_secrets(server):
     return server.url.replace("http://", "http://me:hunter2@") + "/?sig=hunter2"
 
 
-def test_credentials_are_sent_to_the_server_and_shown_to_nobody(server):
+def test_credentials_are_sent_to_the_server_and_shown_to_nobody(server, caplog):
+    caplog.set_level(logging.DEBUG)
     fetcher = HttpFetcher(_with_secrets(server), patience=HURRY)
     assert read_whole(fetcher, PATH, limit=LIMIT) == DATA
     assert server.requests[-1].path == f"{PATH}?sig=hunter2"
@@ -453,7 +470,7 @@ def test_credentials_are_sent_to_the_server_and_shown_to_nobody(server):
     with pytest.raises(FetchError) as caught:
         list(HttpFetcher(url).read(PATH, limit=LIMIT))
     texts += traceback.format_exception(caught.value)
-    assert "hunter2" not in "".join(texts)
+    assert "hunter2" not in "".join([*texts, caplog.text])
 
 
 def test_credentials_do_not_follow_a_redirect_to_another_server(server):

@@ -6,6 +6,7 @@ all pass the same meter.
 """
 
 import io
+import logging
 import socket
 import ssl
 import time
@@ -27,12 +28,20 @@ _BUFFER = 64 << 10
 _ORIGINS = 4
 
 
-def metered_pool(meter: Meter, patience: Patience, context: ssl.SSLContext | None) -> PoolManager:
+def metered_pool(
+    meter: Meter, patience: Patience, context: ssl.SSLContext | None, window: int | None
+) -> PoolManager:
     """Make a pool of connections that all count on one meter: for one request at a time.
 
     Args:
         context: For TLS; None for urllib3's own, with the system's certificates.
+        window: Bytes that the system may hold for us unread, or None for what it thinks best.
     """
+    # It logs every URL at DEBUG, and so a signed URL's secret.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+    options = list(HTTPConnection.default_socket_options)
+    if window is not None:
+        options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, window))
 
     class Plain(HTTPConnection):
         def connect(self) -> None:
@@ -56,6 +65,7 @@ def metered_pool(meter: Meter, patience: Patience, context: ssl.SSLContext | Non
         retries=False,
         timeout=Timeout(connect=patience.connect_seconds, read=patience.silence_seconds),
         ssl_context=context,
+        socket_options=options,
     )
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager

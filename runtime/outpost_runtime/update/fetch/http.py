@@ -81,13 +81,20 @@ class HttpFetcher:
         url: ``https://…`` or ``http://…``. User and password in it are sent to this server alone, a
             query (a signed URL's) with every file; neither is ever shown.
         ca_bundle: Certificates (PEM) that count instead of the system's.
+        window: Bytes that may arrive unread, about; for a bandwidth cap, under which blocks would
+            otherwise come in bursts at the line's speed. None for what the system thinks best.
 
     Raises:
         ConfigurationError: The URL is none, or the certificates cannot be read.
     """
 
     def __init__(
-        self, url: str, *, ca_bundle: Path | None = None, patience: Patience | None = None
+        self,
+        url: str,
+        *,
+        ca_bundle: Path | None = None,
+        patience: Patience | None = None,
+        window: int | None = None,
     ) -> None:
         patience = patience or Patience()
         self._base = _parse_base(url)
@@ -95,7 +102,8 @@ class HttpFetcher:
         # Loading the system's certificates takes longer than a poll, which HTTP need not pay.
         needs_tls = self._base.parts.scheme == "https" or ca_bundle is not None
         context = tls_context(ca_bundle) if needs_tls else None
-        self._pool = metered_pool(self._meter, patience, context)
+        self._pool = metered_pool(self._meter, patience, context, window)
+        self._piece = min(_PIECE, window or _PIECE)
         self._known: OrderedDict[str, Version] = OrderedDict()
 
     @property
@@ -188,7 +196,7 @@ class HttpFetcher:
         begin, count = question.start - body.skip, 0
         while True:
             with self._foreign_errors(question):
-                piece = response.read1(_PIECE)
+                piece = response.read1(self._piece)
             if not piece:
                 break
             count += len(piece)

@@ -103,3 +103,32 @@ def test_an_operator_s_day(site, tmp_path):
     assert words == ["staged", "activated", "staged", "activated", "staged", "refused", "back"]
     status = _outpost("export-status", tmp_path, "--store", store)
     assert status.returncode == 0, status.stderr
+
+
+@pytest.mark.slow
+def test_a_server_with_nothing_to_serve_waits_for_its_first_update_and_follows(tmp_path):
+    fleet = Fleet(now=int(time.time()))
+    store, config = tmp_path / "store", tmp_path / "outpost.toml"
+    fleet.box(store, sources=(str(tmp_path / "repo"),))
+    fleet.write(tmp_path / "repo")
+    config.write_text("[update]\nevery_minutes = 0.01\nprobation_minutes = 0.01\n")
+    first, second = read_bundle(DECODER), version_of(DECODER, tmp_path, "2")
+    with serving_store(store, tmp_path / "log", "--config", str(config), *_SMALL) as server:
+        for bundle in (first, second):
+            fleet.publish(bundle)
+            fleet.write(tmp_path / "repo")
+            _until(lambda wanted=bundle: _is_committed(store, wanted))
+            assert list(_answer(server.address, 5))
+    assert Store(store).slot(_NAME).previous == first.digest
+
+
+def _is_committed(store, bundle):
+    slot = Store(store).slots().get(_NAME)
+    return slot is not None and slot.active == bundle.digest and slot.probation is None
+
+
+def _until(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)

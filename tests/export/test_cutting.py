@@ -150,7 +150,7 @@ def test_two_graphs_of_one_decoder_share_their_tensors():
     assert {tensor.kind for tensor in found} == {Kind.FLOAT32}
 
 
-def test_mapped_files_are_read_in_place_and_let_go(tmp_path):
+def test_mapped_files_are_read_in_place_and_let_go():
     with (DECODER / "model.onnx").open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with memoryview(mapped) as view:
@@ -178,7 +178,7 @@ def test_every_tensor_of_a_graph_is_found_where_its_bytes_are(tmp_path, external
         assert tensor.kind is kinds[array.dtype.type]
 
 
-def test_constants_and_subgraphs_are_found_too(tmp_path):
+def test_constants_and_subgraphs_are_found_too():
     array = np.arange(5000, dtype=np.float32)
     constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(array))
     output = helper.make_tensor_value_info("c", TensorProto.FLOAT, [5000])
@@ -192,7 +192,7 @@ def test_constants_and_subgraphs_are_found_too(tmp_path):
     assert [bytes(view[t.start : t.start + t.size]) for t in found] == [array.tobytes()] * 2
 
 
-def test_four_bit_weights_are_known_by_the_node_that_takes_them(tmp_path):
+def test_four_bit_weights_are_known_by_the_node_that_takes_them():
     packed = np.zeros((64, 4, 16), np.uint8)
     scales = np.ones((64, 4), np.float32)
     nodes = [
@@ -223,7 +223,7 @@ def test_an_onnx_tensor_of_four_bits_needs_no_node():
     assert (found.kind, found.size, found.width) == (Kind.INT4, 40, 8)
 
 
-def test_external_data_without_a_length_is_as_long_as_its_shape_says(tmp_path):
+def test_external_data_without_a_length_is_as_long_as_its_shape_says():
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[30, 1000])
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="t.data")

@@ -90,9 +90,6 @@ def test_a_disk_has_nothing_of_the_bundles_that_were_opened_from_it(disk):
 
 
 @pytest.mark.slow
-@pytest.mark.incident(
-    "a stolen disk", where="the disk image of a run, searched for known plaintext"
-)
 def test_the_search_finds_what_is_on_the_disk_as_it_is(disk):
     image, mounted = disk
     with mounted() as mount:
@@ -104,9 +101,6 @@ def test_the_search_finds_what_is_on_the_disk_as_it_is(disk):
 
 
 @pytest.mark.slow
-@pytest.mark.incident(
-    "a stolen disk", where="the disk image of a run, searched for known plaintext"
-)
 def test_the_search_finds_what_was_on_the_disk_and_is_deleted(disk):
     image, mounted = disk
     with mounted() as mount:

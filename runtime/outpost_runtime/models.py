@@ -72,17 +72,22 @@ class Models(ModelTable):
         self._budget = budget or MemoryBudget()
         self._evict = evict
         self._precedence = Precedence()
+        self.unopened: dict[str, OutpostError] = {}
         self._retiring: dict[threading.Thread, Model] = {}
         self._changing = threading.RLock()
         self._closed = False
 
     def load_all(self) -> None:
-        """Load every active bundle; one that fails is logged and does not stop the others."""
+        """Load every active bundle; one that fails is logged and does not stop the others.
+
+        What failed and why stands in :attr:`unopened` afterwards.
+        """
         names = sorted(self._store.names(), key=self._is_adapter)  # bases before their adapters
         for name in names:
             try:
                 self.load(name)
             except OutpostError as error:
+                self.unopened[name] = error
                 _LOG.error("the model %s is not served: %s", name, error)
 
     def load(self, name: str) -> None:
@@ -113,7 +118,8 @@ class Models(ModelTable):
     def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
         """Return what a bundle is expected to need when it is served under a name."""
         second = adapter_graph_bytes(bundle) if adapters else 0
-        return expected_bytes(bundle, self._settings(name)) + second
+        run_bytes = self._footprints.find(bundle.digest) or 0
+        return expected_bytes(bundle, self._settings(name), run_bytes) + second
 
     @contextmanager
     def memory_for(self, purpose: str, needed: int) -> Iterator[None]:
@@ -156,9 +162,10 @@ class Models(ModelTable):
             try:
                 self._swap(name, bundle, adapters, accept)
             except BaseException:
-                self._states.pop(name)
-                if before is not None:
-                    self._states[name] = before
+                if self._states[name][0] is State.LOADING:  # else what was before is gone
+                    del self._states[name]
+                    if before is not None:
+                        self._states[name] = before
                 raise
             self._states[name] = State.READY, ""
             for adapter in adapters:
@@ -249,8 +256,8 @@ class Models(ModelTable):
         accept: Callable[[Model], None],
     ) -> None:
         before = self._served.get(name)
+        hanging = _adapters_of(before.model) if before is not None else []
         settings = self._settings(name)
-        verify(bundle)
         known = self._footprints.find(bundle.digest)
         second = adapter_graph_bytes(bundle) if adapters else 0
         needed = expected_bytes(bundle, settings, known or 0) + second
@@ -265,12 +272,13 @@ class Models(ModelTable):
                 needed += more
 
         try:
+            verify(bundle)
             asked = account if known is None else None
             model = self._tried(bundle, settings, adapters, accept, asked)
         except BaseException:
             self._budget.release(name, needed)
-            if before is not None and name not in self._served:
-                self._open(name, before.model.bundle, before.bytes)  # it had made room
+            if before is not None and name not in self._served:  # it had made room
+                self._restore(name, before.model.bundle, before.bytes, hanging)
             raise
         still = self._served.get(name)
         self._served[name] = Served(model=model, bytes=needed)
@@ -313,10 +321,21 @@ class Models(ModelTable):
         if self._closed:
             raise UnavailableError("The server is stopping.")
 
-    def _open(self, name: str, bundle: Bundle, needed: int) -> None:
-        self._budget.promise(name, needed)
-        model = open_model(bundle, self._settings(name), self._precedence)
-        self._served[name] = Served(model=model, bytes=needed)
+    def _restore(self, name: str, bundle: Bundle, needed: int, adapters: Sequence[Bundle]) -> None:
+        """Serve again what had made room; what cannot be is said, and nothing raised."""
+        try:
+            self._budget.promise(name, needed)
+            model = open_model(bundle, self._settings(name), self._precedence)
+            self._served[name] = Served(model=model, bytes=needed)
+            self._states[name] = State.READY, ""
+            for adapter in adapters:
+                _load_adapter_into(model, adapter)
+                self._states[adapter.manifest.name] = State.READY, ""
+        except OutpostError as error:
+            _LOG.error("%s cannot be served again: %s", name, error)
+            if name not in self._served:
+                self._budget.release(name)
+                self._states[name] = State.UNAVAILABLE, str(error)
 
     def _make_room(self, name: str, needed: int, *, kept: str | None = None) -> None:
         """Set memory apart, if need be by unloading what may go; ``kept`` must not."""
@@ -395,6 +414,12 @@ class Models(ModelTable):
                 self._served[name].bytes += needed
             else:
                 self._budget.release(name, needed)
+
+
+def _adapters_of(model: Model) -> list[Bundle]:
+    if not isinstance(model, TextModel):
+        return []
+    return [model.adapters.get(name).bundle for name in model.adapters.names()]
 
 
 def _load_adapter_into(model: Model, adapter: Bundle) -> None:

@@ -1,5 +1,6 @@
 """From a bundle to an opened model."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from outpost_runtime.bundle import Bundle, check_runnable
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import (
     BundleError,
+    BusyError,
     ConfigurationError,
     ExecutionError,
     InvalidInputError,
@@ -33,6 +35,7 @@ from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SMALL_BYTES = 8 << 20
 
 Model = TextModel | EmbeddingModel | TensorModel
@@ -84,7 +87,13 @@ def open_model(
     check_runnable(bundle)
     try:
         return _open(bundle, settings or ModelSettings(), precedence or Precedence(), account)
-    except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _SHORT_OF:
+            raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
+        raise BusyError(
+            f"This machine is too short of memory or files to open '{bundle.manifest.name}'."
+        ) from error
+    except ValueError as error:  # of numpy and of damaged files
         raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
 
 

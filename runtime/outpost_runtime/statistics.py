@@ -5,6 +5,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from outpost_runtime.errors import DeadlineError, InvalidInputError
+
 
 @dataclass(slots=True)
 class Duration:
@@ -35,7 +37,9 @@ class Snapshot:
     Attributes:
         last_inference: Milliseconds since 1970; 0 is never.
         inference_count: Rows of successful requests.
-        units: What their time is divided by: generated tokens of texts, else rows.
+        units: What was computed for them: tokens of texts that were read or generated, else rows.
+        busy_ns: Nanoseconds that the model ran, whoever it was for.
+        blameless: Failed requests that are nobody's fault but time's or the caller's.
         execution_count: Runs.
         success: Successful requests, from their arrival to their answer.
         fail: The same of failed ones.
@@ -46,6 +50,8 @@ class Snapshot:
     last_inference: int = 0
     inference_count: int = 0
     units: int = 0
+    busy_ns: int = 0
+    blameless: int = 0
     execution_count: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -92,7 +98,7 @@ class Statistics:
         """Take in a request that was answered.
 
         Args:
-            units: Tokens that it generated, if it did.
+            units: Tokens that were read or generated, if it is a text.
             total: Seconds from its arrival to its answer.
             queue: Seconds that it waited for its run.
         """
@@ -103,10 +109,16 @@ class Statistics:
             self._now.queue.add(queue)
             _add(self._now, times)
 
-    def failed(self, total: float) -> None:
+    def failed(self, total: float, error: Exception) -> None:
         """Take in a request that was not answered, after ``total`` seconds."""
         with self._lock:
             self._now.fail.add(total)
+            self._now.blameless += isinstance(error, DeadlineError | InvalidInputError)
+
+    def worked(self, seconds: float) -> None:
+        """Take in time that the model ran."""
+        with self._lock:
+            self._now.busy_ns += round(seconds * 1e9)
 
     def snapshot(self) -> Snapshot:
         """Return what has been counted."""

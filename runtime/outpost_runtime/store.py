@@ -120,6 +120,10 @@ class Store:
                 found[name] = self.slot(name)
         return found
 
+    def has_damaged_slots(self) -> bool:
+        """Say whether a slot file cannot be read, so that what it names is unknown."""
+        return len(self.slots()) < len(self._files.names())
+
     def active(self, name: str) -> Bundle:
         """Return the bundle that is served under a name; its files are not checked.
 
@@ -265,7 +269,7 @@ class Store:
             self._files.apply(Change(slots={name: slot}, events=(event,)))
 
     def _collect(self) -> None:
-        if len(self.slots()) < len(self._files.names()):
+        if self.has_damaged_slots():
             return  # what a damaged slot names is unknown; keep everything
         kept = {digest for slot in self.slots().values() for digest in slot.names()}
         for folder in self._bundles.iterdir():
@@ -275,7 +279,8 @@ class Store:
             if path.name.removesuffix(".json") not in kept:
                 path.unlink(missing_ok=True)
         if self.releases.remove_others(kept | self.releases.expected()):
-            self.blocks.remove(self.blocks.ids() - self.releases.blocks())
+            with contextlib.suppress(BundleError):  # what an unreadable one needs is unknown
+                self.blocks.remove(self.blocks.ids() - self.releases.blocks())
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

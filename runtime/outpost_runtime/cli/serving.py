@@ -132,6 +132,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     models.load_all()
     keeper.loaded()
     if not list(models) and not updated:
+        keeper.stop()
         models.close()
         raise ConfigurationError(
             f"None of the models in {parsed.store} could be opened.",
@@ -139,7 +140,10 @@ def _serve(parsed: argparse.Namespace) -> int:
         )
     stop = _keep_up(store, keeper, settings.update) if updated else keeper.stop
     keeper.start()
-    asyncio.run(serve_until_signal(models, *addresses, before_stopping=stop))
+    try:
+        asyncio.run(serve_until_signal(models, *addresses, before_stopping=stop))
+    finally:
+        stop()  # again is no harm; an address that is taken never came to the first time
     return 0
 
 

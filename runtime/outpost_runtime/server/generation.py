@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from outpost.v1 import text_pb2
 
-from outpost_runtime.errors import InvalidInputError, UnavailableError
+from outpost_runtime.errors import InvalidInputError, NotFoundError, UnavailableError
 from outpost_runtime.models import Models
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.metrics import Metrics
@@ -62,15 +62,18 @@ class Generation:
             OutpostError: The request is refused, or fails.
         """
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
-        inbox = _Inbox()
+        inbox, named = _Inbox(), (request.model, request.adapter)
         while True:
-            model, adapter = self._models.text(request.model, request.adapter)
+            model, adapter = self._models.text(*named)
             try:
                 generation = await self._submit(request, model, adapter, deadline, inbox)
                 break
             except UnavailableError:
                 if self._models.is_served(model):
                     raise  # else another one has taken its place, and answers
+            except NotFoundError:
+                if adapter is None or self._models.text(*named)[1] is adapter:
+                    raise  # else another one of its name has
         try:
             while tokens := await inbox.take():
                 yield tokens

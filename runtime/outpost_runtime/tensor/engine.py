@@ -286,8 +286,9 @@ class TensorEngine:
         late = [j for j in self._batcher.waiting() if j.deadline is not None and now > j.deadline]
         self._batcher.withdraw(late)
         for job in late:
-            self.statistics.failed(now - job.since)
-            _fail(job, DeadlineError("The deadline passed before the model could run."))
+            error = DeadlineError("The deadline passed before the model could run.")
+            self.statistics.failed(now - job.since, error)
+            _fail(job, error)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         began = time.monotonic()
@@ -300,12 +301,13 @@ class TensorEngine:
                 return
             now = time.monotonic()
             self.statistics.ran(jobs[0].rows, RunTimes(compute_infer=now - began))
-            self.statistics.failed(now - jobs[0].since)
+            self.statistics.failed(now - jobs[0].since, error)
             jobs[0].future.set_exception(error)
             return
         now = time.monotonic()
         self._run_seconds += _WEIGHT * (now - began - self._run_seconds)
         self.statistics.ran(sum(job.rows for job in jobs), times)
+        self.statistics.worked(now - began)
         for job, part in zip(jobs, outputs, strict=True):
             self.statistics.succeeded(
                 job.rows, total=now - job.since, queue=began - job.since, times=times

@@ -310,7 +310,9 @@ class TextEngine:
                 self._hand_over()
                 step = self._next_step()
                 if step is not None:
+                    began = time.monotonic()
                     self._take(step)
+                    self.statistics.worked(time.monotonic() - began)
             except Exception:  # noqa: BLE001 - a fault of ours must not leave clients hanging
                 _LOG.exception("the text engine failed; it begins afresh")
                 self._restart()
@@ -474,7 +476,7 @@ class TextEngine:
     def _count(self, generation: Generation, event: FinishEvent | FailEvent) -> None:
         total = time.monotonic() - generation.sequence.since
         if isinstance(event, FailEvent):
-            self.statistics.failed(total)
+            self.statistics.failed(total, event.error)
             return
         times = RunTimes(compute_infer=event.prefill_seconds + event.decode_seconds)
         self.statistics.ran(1, times)
@@ -483,7 +485,7 @@ class TextEngine:
             total=total,
             queue=event.queue_seconds,
             times=times,
-            units=event.generated_tokens,
+            units=event.generated_tokens + event.prompt_tokens - event.cached_tokens,
         )
 
     def _hand_over(self) -> None:

@@ -29,6 +29,8 @@ from outpost_runtime.update.slots import (
     Slot,
 )
 
+_LONGEST_REASON = 500
+
 MOST_STARTS = 3
 """Servers that may open a bundle on probation and die; the next one goes back."""
 
@@ -49,13 +51,14 @@ class ProbationLimits:
         seconds: How long it is watched.
         enough: Requests below which figures say nothing.
         failures: Share of failed requests that is always tolerated.
-        slower: How many times the compute time per unit of the bundle before is tolerated.
+        slower: How many times the running time per unit of the bundle before is tolerated; right
+            after a swap, the last answers of that one take their share of the same cores.
     """
 
     seconds: int = 600
     enough: int = 20
     failures: float = 0.05
-    slower: float = 2.0
+    slower: float = 3.0
 
 
 class Verdict(enum.Enum):
@@ -210,7 +213,7 @@ def back(slots: Mapping[str, Slot], reason: str, now: int, *, may_return: bool =
             probation=None,
             refused=slot.refused if may_return else _refused(slot, bundle, reason, now),
         )
-        events.append(Event(at=now, name=name, what="back", bundle=bundle, reason=reason))
+        events.append(Event(at=now, name=name, what="back", bundle=bundle, reason=_short(reason)))
     return Change(slots=moved, events=tuple(events))
 
 
@@ -272,11 +275,16 @@ def _pace(seen: Behaviour) -> float:
 
 def _refused(slot: Slot, bundle: str, reason: str, now: int) -> tuple[Refusal, ...]:
     others = [refusal for refusal in slot.refused if refusal.bundle != bundle]
-    return (*others, Refusal(bundle=bundle, at=now, reason=reason))[-MAX_REFUSALS:]
+    return (*others, Refusal(bundle=bundle, at=now, reason=_short(reason)))[-MAX_REFUSALS:]
+
+
+def _short(reason: str) -> str:
+    """Return a reason that a slot file can hold, whatever a terminal or a library made of it."""
+    return reason.encode("utf-8", "replace").decode()[:_LONGEST_REASON]
 
 
 def _change(
     name: str, slot: Slot, now: int, what: str, bundle: str | None, reason: str = ""
 ) -> Change:
-    event = Event(at=now, name=name, what=what, bundle=bundle, reason=reason)
+    event = Event(at=now, name=name, what=what, bundle=bundle, reason=_short(reason))
     return Change(slots={name: slot}, events=(event,))

@@ -93,15 +93,17 @@ class UpdateAgent:
         if self._monotonic() < self._due or self._why_wait():
             return False
         self._due = self._monotonic() + next_question(self._policy, self._chance())
-        most = self._policy.metered_bytes if self._circumstances().metered else None
+        metered = self._circumstances().metered
+        most = self._policy.metered_bytes if metered else None
         try:
-            self._update(self._should_stop, most)
+            self._update(lambda: self._should_stop(metered=metered), most)
         except OutpostError as error:
             _LOG.warning("no update: %s", error)
         return True
 
-    def _should_stop(self) -> bool:
-        return self._stopping.is_set() or bool(self._why_wait())
+    def _should_stop(self, *, metered: bool) -> bool:
+        costs = self._circumstances().metered and not metered  # what was free costs now
+        return costs or self._stopping.is_set() or bool(self._why_wait())
 
     def _why_wait(self) -> str:
         return why_wait(self._policy, self._circumstances())

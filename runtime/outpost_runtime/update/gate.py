@@ -7,15 +7,17 @@
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from outpost_runtime import golden
-from outpost_runtime.errors import BundleError
+from outpost_runtime.errors import BundleError, BusyError, UnavailableError
 from outpost_runtime.opening import Model
 from outpost_runtime.text.model import TextModel
 
+_LOOK_SECONDS = 0.2
 _TOLERATED = 64 << 20
 """Bytes that a process grows by for other reasons while a candidate is tried."""
 
@@ -40,6 +42,7 @@ def examine(
     expected_bytes: int,
     bytes_before: int,
     limits: GateLimits | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Ask an opened model that serves nobody whether it is what was built.
 
@@ -47,16 +50,19 @@ def examine(
         adapters: Names of those that it has loaded and that come with it.
         expected_bytes: What was set apart for it.
         bytes_before: Memory of this process before it was opened; see :func:`resident_bytes`.
+        stop: Ends the waiting for answers.
 
     Raises:
         BundleError: It is not; the message says why.
+        UnavailableError: ``stop`` was set.
+        BusyError: It took more memory than was set apart, if it was it that took it.
     """
     limits = limits or GateLimits()
     name = model.bundle.manifest.name
-    _in_time(lambda: _ask(model, adapters), limits.seconds, name)
+    _in_time(lambda: _ask(model, adapters), limits.seconds, name, stop or threading.Event())
     grown, most = resident_bytes() - bytes_before, limits.memory_factor * expected_bytes
     if grown > most + _TOLERATED:
-        raise BundleError(
+        raise BusyError(  # others may have taken it: it may try again
             f"'{name}' has taken {grown >> 20} MiB, and was expected to need "
             f"{expected_bytes >> 20} MiB."
         )
@@ -77,7 +83,7 @@ def _ask(model: Model, adapters: Sequence[str]) -> None:
         golden.check_loaded_adapter(model, name)
 
 
-def _in_time(act: Callable[[], None], seconds: float, name: str) -> None:
+def _in_time(act: Callable[[], None], seconds: float, name: str, stop: threading.Event) -> None:
     failures: list[Exception] = []
 
     def run() -> None:
@@ -88,7 +94,11 @@ def _in_time(act: Callable[[], None], seconds: float, name: str) -> None:
 
     thread = threading.Thread(target=run, name=f"gate of {name}", daemon=True)
     thread.start()
-    thread.join(seconds)
+    until = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < until:
+        thread.join(_LOOK_SECONDS)
+        if stop.is_set():
+            raise UnavailableError("The server is stopping; the gate begins anew with it.")
     if thread.is_alive():
         raise BundleError(f"'{name}' did not answer its golden inputs in {seconds:.0f} s.")
     if failures:

@@ -81,8 +81,9 @@ class Keeper:
             store, models, self._limits.probation, clock=clock, monotonic=monotonic
         )
         self._lock: int | None = None
+        self._begun: dict[str, str] = {}
         self._active: dict[str, str | None] = {}
-        self._next_try: dict[str, float] = {}
+        self._next_try: dict[Candidate, float] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,15 +103,23 @@ class Keeper:
         self._active = {name: slot.active for name, slot in self._store.slots().items()}
 
     def loaded(self) -> None:
-        """Let go back what could not be opened; call it when everything has been tried."""
+        """Let go back what could not be opened by its own fault; call it after all was tried.
+
+        What lacks memory, a key or a base goes on to be what is active: it may be opened later.
+        """
         if not self.may_move():
             return
         slots = self._store.slots()
         hanging = bases(self._store, slots)
         for name in sorted(slots, key=lambda name: name in hanging):
-            if slots[name].previous and self._watch.behaviour(name) is None:
+            if slots[name].previous and self._is_at_fault(name, hanging.get(name)):
                 self._change_if_possible(partial(self._leaving_unopened, name, slots[name].active))
         self._follow()
+
+    def _is_at_fault(self, name: str, base: str | None) -> bool:
+        if not isinstance(self._models.unopened.get(name), _ITS_OWN_FAULT):
+            return False
+        return base is None or base in {model.bundle.digest for model in self._models}
 
     def start(self) -> None:
         """Do rounds from now on, on a thread of its own."""
@@ -123,10 +132,10 @@ class Keeper:
         if self._thread is not None:
             self._thread.join()
         if self._lock is not None:
-            try:
-                self._watch.end()
-            except OutpostError as error:
-                _LOG.error("%s", error)
+            for name, bundle in self._begun.items():
+                seconds = self._watch.watched(name, bundle)
+                self._change_if_possible(partial(_ending, name, bundle, seconds))
+            self._begun.clear()
             os.close(self._lock)
             self._lock = None
 
@@ -190,10 +199,10 @@ class Keeper:
         _LOG.info("serving %s (%s)", name, bundle.digest[:12])
 
     def _may_try(self, slot: Slot) -> bool:
-        bundle, now = _candidate(slot).bundle, self._monotonic()
-        if now < self._next_try.get(bundle, now):
+        candidate, now = _candidate(slot), self._monotonic()
+        if now < self._next_try.get(candidate, now):
             return False
-        self._next_try[bundle] = now + _AGAIN_SECONDS
+        self._next_try[candidate] = now + _AGAIN_SECONDS
         return True
 
     def _try_out(self, chosen: Mapping[str, Slot]) -> None:
@@ -208,6 +217,10 @@ class Keeper:
             _LOG.warning("the candidate of %s has to wait: %s", shown, error)
 
     def _pass_gate(self, chosen: Mapping[str, Slot]) -> None:
+        here = {n: s for n, s in chosen.items() if _candidate(s).bundle == s.active}
+        if here:  # published again: a higher counter is all that is new
+            self._activate(here)
+            return  # what comes with it is on its own in the next round
         candidates = {name: _candidate(slot) for name, slot in chosen.items()}
         bundles = {name: self._store.bundle(c.bundle) for name, c in candidates.items()}
         first = next(iter(chosen))
@@ -232,6 +245,7 @@ class Keeper:
                 expected_bytes=self._models.expected_bytes(name, bundles[name], adapters),
                 bytes_before=before,
                 limits=self._limits.gate,
+                stop=self._stop,
             )
             self._activate(chosen)
 
@@ -261,17 +275,26 @@ class Keeper:
         for name in chosen:
             self._active[name] = self._store.slot(name).active
 
+    def _counted(self, name: str, change: Change | None) -> Change | None:
+        """Remember what was begun, so that an orderly stop takes back just that."""
+        active = None if change is None else change.slots[name].active
+        if active is not None:
+            self._begun[name] = active
+        return change
+
     def _served(self, name: str) -> None:
         slot = self._store.slot(name)
         if slot.active is not None:
-            self._store.change(lambda slots: activation.begin(name, slots[name]))
+            self._store.change(
+                lambda slots: self._counted(name, activation.begin(name, slots[name]))
+            )
             self._watch.begin(name, slot.active)
             _LOG.info("serving %s (%s), on probation", name, slot.active[:12])
 
     def _beginning(self, name: str, slots: dict[str, Slot]) -> Change | None:
         slot = slots.get(name, Slot())
-        if not activation.exhausted(slot):
-            return activation.begin(name, slot)
+        if slot.previous is None or not activation.exhausted(slot):
+            return self._counted(name, activation.begin(name, slot))
         reason = f"{activation.MOST_STARTS} servers that had opened it have died."
         _LOG.error("%s goes back: %s", name, reason)
         return going_back(self._store, slots, name, reason, int(self._clock()))
@@ -297,11 +320,20 @@ class Keeper:
     def _refusing(
         self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]
     ) -> Change | None:
-        still = {name: slots[name] for name in chosen if slots[name].candidate is not None}
+        still = {  # another candidate may wait by now, which nobody has tried
+            name: slots[name]
+            for name, slot in chosen.items()
+            if name in slots and slots[name].candidate == slot.candidate
+        }
         now = int(self._clock())
         return activation.together(
             [activation.refuse(name, slot, reason, now) for name, slot in still.items()]
         )
+
+
+def _ending(name: str, bundle: str, seconds: int, slots: dict[str, Slot]) -> Change | None:
+    slot = slots.get(name, Slot())
+    return activation.end(name, slot, seconds) if slot.active == bundle else None
 
 
 def _candidate(slot: Slot) -> Candidate:

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
-from outpost_runtime.errors import OutpostError
+from outpost_runtime.errors import OutpostError, StoreError
 from outpost_runtime.models import Models
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
@@ -60,8 +59,8 @@ class ProbationWatch:
         seen = model.engine.statistics.snapshot()
         return Behaviour(
             requests=seen.success.count,
-            failures=seen.fail.count,
-            seconds=seen.compute_infer.ns / 1e9,
+            failures=seen.fail.count - seen.blameless,
+            seconds=seen.busy_ns / 1e9,
             units=seen.units,
         )
 
@@ -93,27 +92,37 @@ class ProbationWatch:
             verdict, reason = activation.judge(
                 slot.probation, _since(watched.baseline, seen), seconds, self._limits
             )
+            if verdict is Verdict.BACK and slot.previous is None:
+                continue  # there is nothing to go back to: badly is better than not at all
             if verdict is not Verdict.WATCH:
                 self._carry_out(verdict, name, reason)
 
-    def end(self) -> None:
-        """Note how long everything on probation was served, by a server that stops in order.
-
-        Raises:
-            StoreError: The store cannot be written.
-        """
-        for name, watched in self._watched.items():
-            seconds = int(self._monotonic() - watched.since)
-            self._store.change(partial(_ending, name, watched.bundle, seconds))
+    def watched(self, name: str, bundle: str) -> int:
+        """Return how many seconds this server has watched a bundle."""
+        found = self._watched.get(name)
+        if found is None or found.bundle != bundle:
+            return 0
+        return int(self._monotonic() - found.since)
 
     def _carry_out(self, verdict: Verdict, name: str, reason: str) -> None:
-        now = int(self._clock())
-        if verdict is Verdict.COMMIT:
-            _LOG.info("%s is committed: %s", name, reason)
-            self._store.change(lambda slots: activation.commit(name, slots[name], reason, now))
-        else:
-            _LOG.error("%s goes back: %s", name, reason)
-            self._store.change(lambda slots: going_back(self._store, slots, name, reason, now))
+        now, bundle = int(self._clock()), self._watched[name].bundle
+
+        def decide(slots: dict[str, Slot]) -> Change | None:
+            slot = slots.get(name, Slot())
+            if slot.active != bundle or slot.probation is None:
+                return None  # somebody else, or its base, has moved it meanwhile
+            if verdict is Verdict.COMMIT:
+                return activation.commit(name, slot, reason, now)
+            return going_back(self._store, slots, name, reason, now)
+
+        try:
+            moved = self._store.change(decide)
+        except OutpostError as error:
+            _LOG.error("%s cannot be moved: %s", name, error)
+            return
+        if moved is not None:
+            level = logging.INFO if verdict is Verdict.COMMIT else logging.ERROR
+            _LOG.log(level, "%s: %s: %s", name, verdict.name.lower(), reason)
 
 
 def going_back(
@@ -126,28 +135,55 @@ def going_back(
     may_return: bool = False,
 ) -> Change:
     """Let a name go back, and with a base the adapters that hang on it; see `activation.back`."""
+    with_base = _base_to_go_with(store, slots, name)
+    if with_base is not None:
+        return going_back(store, slots, with_base, reason, now, may_return=may_return)
     base = slots[name].active
-    hanging = (other for other, hangs_on in bases(store, slots).items() if hangs_on == base)
+    hanging = [other for other, digest in bases(store, slots).items() if digest == base]
     moving = {each: slots[each] for each in (name, *hanging)}
-    return activation.back(moving, reason, now, may_return=may_return)
+    change = activation.back(moving, reason, now, may_return=may_return)
+    after = dict(change.slots)
+    for each in hanging:  # one that came alone has a previous bundle of the base that is left
+        previous = after[each].active
+        if previous is not None and _base_of(store, previous) != after[name].active:
+            after[each] = replace(after[each], active=None, release=0)
+    return Change(slots=after, events=change.events)
+
+
+def _base_to_go_with(store: Store, slots: dict[str, Slot], name: str) -> str | None:
+    """Return the base that an adapter has to go back with, since it came with it.
+
+    Raises:
+        StoreError: The adapter's previous bundle belongs to a base that is not here any more.
+    """
+    previous = slots[name].previous
+    base = None if previous is None else _base_of(store, previous)
+    if base is None or any(slot.active == base for slot in slots.values()):
+        return None
+    for other, slot in slots.items():
+        if slot.previous == base:
+            return other
+    raise StoreError(
+        f"The previous bundle of '{name}' belongs to a base that is not here any more.",
+        hint="Publish an adapter for the base that is active.",
+    )
+
+
+def _base_of(store: Store, bundle: str) -> str | None:
+    try:
+        return store.base_of(bundle)
+    except OutpostError:  # a damaged bundle hangs on nothing
+        return None
 
 
 def bases(store: Store, slots: dict[str, Slot]) -> dict[str, str]:
     """Return the digests of the bases that active adapters hang on, by the adapters' names."""
     found = {}
     for name, slot in slots.items():
-        try:
-            base = None if slot.active is None else store.base_of(slot.active)
-        except OutpostError:  # a damaged bundle hangs on nothing
-            continue
+        base = None if slot.active is None else _base_of(store, slot.active)
         if base is not None:
             found[name] = base
     return found
-
-
-def _ending(name: str, bundle: str, seconds: int, slots: dict[str, Slot]) -> Change | None:
-    slot = slots.get(name, Slot())
-    return activation.end(name, slot, seconds) if slot.active == bundle else None
 
 
 def _since(before: Behaviour, now: Behaviour) -> Behaviour:

@@ -47,8 +47,8 @@ class Behaviour:
 
     Attributes:
         requests: How many were answered.
-        failures: How many failed.
-        seconds: Compute time of the answered ones.
+        failures: How many failed by the model's or the box's fault.
+        seconds: How long the model ran, for all of them together.
         units: What the time is divided by: tokens of texts, rows of tensors.
     """
 

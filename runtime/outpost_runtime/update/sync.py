@@ -17,11 +17,19 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from outpost_runtime.bundle import verify
-from outpost_runtime.errors import BusyError, FetchError, NotFoundError, TrustError
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    FetchError,
+    NotFoundError,
+    StoreError,
+    TrustError,
+)
 from outpost_runtime.store import SPARE_BYTES
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
@@ -107,10 +115,11 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         time = int(box.trust.time(now))
         signed = {one.offer: one for one in refreshed.offers}
         slots = box.store.slots()
-        choices = choose(signed, box.device.as_device(), slots, time)  # 2
+        here = _as_here(box, slots)
+        choices = choose(signed, box.device.as_device(), here, time)  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
         reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
-        chosen = _releases(box, fetcher, choices, signed)
+        chosen = _releases(box, fetcher, choices, signed, reasons)
         releases = {name: each.release for name, each in chosen.items()}
         held = held_back(releases, slots, bases(box.store, slots))  # 3
         reasons |= {name: f"waits: {reason}" for name, reason in held.items()}
@@ -143,7 +152,7 @@ def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
         BusyError: An update is under way in this store.
     """
     with _alone(box.store.folder):
-        releases = [box.store.releases.read(bundle) for bundle in sorted(_needed(box))]
+        releases, _ = _kept(box)
         if not _throw_away_damaged(box, releases):
             return None
         plan = _plan(box, sources.fetchers[0], releases)
@@ -154,15 +163,32 @@ def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
 
 
 def _releases(
-    box: Box, fetcher: Fetcher, choices: Sequence[Choice], signed: dict[Offer, SignedOffer]
+    box: Box,
+    fetcher: Fetcher,
+    choices: Sequence[Choice],
+    signed: dict[Offer, SignedOffer],
+    reasons: dict[str, str],
 ) -> dict[str, _Chosen]:
-    chosen = {}
+    """Fetch releases and their keys; a name that fails is put into ``reasons``, and alone.
+
+    Raises:
+        OutpostError: Every one failed; this is the first failure.
+    """
+    chosen, failures = {}, []
     for choice in choices:
-        if choice.offer is not None:
-            one = signed[choice.offer]
+        if choice.offer is None:
+            continue
+        one = signed[choice.offer]
+        try:
             release = box.trust.release(fetcher, one)
             _check_same(one, release)
+            box.keys.obtain(release.key, fetcher)
             chosen[choice.name] = _Chosen(signed=one, release=release)
+        except (TrustError, NotFoundError, FetchError) as error:
+            reasons[choice.name] = str(error)
+            failures.append(error)
+    if failures and not chosen:
+        raise failures[0]
     return chosen
 
 
@@ -177,13 +203,18 @@ def _check_same(signed: SignedOffer, release: Release) -> None:
 
 
 def _plan(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
-    kept = [box.store.releases.read(bundle) for bundle in _needed(box)]
+    kept, all_known = _kept(box)
     here = {release.bundle for release in kept}
     references = [ref for release in releases for ref in useful_references(release, here)]
     indexes = [index for ref in references if (index := _delta_index(fetcher, ref)) is not None]
-    box.store.blocks.folder.mkdir(exist_ok=True)
+    blocks = box.store.blocks.sizes()
+    if not all_known:  # what an unreadable release needs is unknown: nothing is collected
+        named = {block.id for release in (*kept, *releases) for block in release.blocks()}
+        named |= {delta.source for index in indexes for delta in index.deltas}
+        blocks = {block: size for block, size in blocks.items() if block in named}
+        kept = [*kept, *releases]
     holdings = Holdings(
-        blocks=box.store.blocks.sizes(),
+        blocks=blocks,
         partials=box.store.blocks.partials(),
         free=shutil.disk_usage(box.store.folder).free,
         spare=SPARE_BYTES,
@@ -191,9 +222,35 @@ def _plan(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
     return plan_update(releases, indexes, holdings, kept)
 
 
-def _needed(box: Box) -> set[str]:
-    named = {bundle for slot in box.store.slots().values() for bundle in slot.names()}
-    return {bundle for bundle in named if box.store.releases.has(bundle)}
+def _kept(box: Box) -> tuple[list[Release], bool]:
+    """Return the releases whose blocks have to stay, and whether these are all of them."""
+    store = box.store
+    named = {bundle for slot in store.slots().values() for bundle in slot.names()}
+    if store.has_damaged_slots():
+        named |= store.releases.bundles()
+    kept, all_known = [], True
+    for bundle in sorted(named):
+        try:
+            if store.releases.has(bundle):
+                kept.append(store.releases.read(bundle))
+        except BundleError as error:
+            _LOG.error("%s", error)
+            all_known = False
+    return kept, all_known
+
+
+def _as_here(box: Box, slots: dict[str, Slot]) -> dict[str, Slot]:
+    """Return the slots, without active bundles whose releases cannot be read: they come again."""
+
+    def seen(slot: Slot) -> Slot:
+        try:
+            if slot.active is not None and box.store.releases.has(slot.active):
+                box.store.releases.read(slot.active)
+        except BundleError:
+            return replace(slot, active=None)
+        return slot
+
+    return {name: seen(slot) for name, slot in slots.items()}
 
 
 def _delta_index(fetcher: Fetcher, reference: DeltaReference) -> DeltaIndex | None:
@@ -282,11 +339,21 @@ def _stage(box: Box, going: dict[str, _Chosen], now: int) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".sync").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(
-                "Another update is under way here.", hint="Wait for it; 'outpost status' shows it."
-            ) from None
-        yield
+    try:
+        with (folder / ".sync").open("w") as lock:
+            _lock(lock)
+            yield
+    except OSError as error:  # of this file, of releases, of folders: all are the disk's
+        raise StoreError(
+            f"{folder} cannot be written: {error.strerror or error}.",
+            hint="Free some space; what came is kept, and the next update goes on from there.",
+        ) from error
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BusyError(
+            "Another update is under way here.", hint="Wait for it to end, then try again."
+        ) from None

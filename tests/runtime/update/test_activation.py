@@ -74,6 +74,13 @@ def test_a_person_may_let_a_refused_bundle_be_tried_again():
     assert activation.stage("m", forgiven, _candidate(), 11).slots["m"].candidate is not None
 
 
+def test_a_reason_is_as_long_as_a_slot_file_can_hold():
+    slot = Slot(active=_NEW, previous=_OLD)
+    back = activation.back({"m": slot}, "\udcff" + "x" * 70_000, 9).slots["m"]
+    assert parse_slot(encode_slot(back), "slot") == back
+    assert len(encode_slot(back)) < 4096
+
+
 def test_only_the_last_refusals_are_remembered():
     slot = Slot(active=_OLD)
     for number in range(MAX_REFUSALS + 3):

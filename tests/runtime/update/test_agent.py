@@ -84,3 +84,14 @@ def test_a_source_that_fails_is_asked_again_at_the_next_interval():
     assert not world.agent.round()
     world.seconds = 100
     assert world.agent.round()
+
+
+def test_a_link_that_begins_to_cost_stops_what_was_free(tmp_path):
+    flag = tmp_path / "metered"
+    world = _World(UpdatePolicy(metered_while=flag))
+    world.agent.round()
+    should_stop, most = world.calls[0]
+    assert most is None
+    assert not should_stop()
+    flag.touch()
+    assert should_stop()

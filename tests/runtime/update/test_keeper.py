@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from outpost_runtime.budget import MemoryBudget, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import BusyError, OutpostError
+from outpost_runtime.errors import BusyError, DeadlineError, ExecutionError, OutpostError
 from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings
 from outpost_runtime.store import Store
@@ -65,7 +65,7 @@ class _Box:
 
     def die(self):
         """End without a word, as a killed server does."""
-        self.keeper._watch._watched.clear()
+        self.keeper._begun.clear()
         self.stop()
 
     def served(self, name):
@@ -128,7 +128,7 @@ def test_a_model_that_fails_on_live_traffic_goes_back_without_a_human(box, tmp_p
     wait_for_gate(box.store, new)
     box.keeper.round()
     for _ in range(6):
-        box.models.get(_MODEL).engine.statistics.failed(0.1)
+        box.models.get(_MODEL).engine.statistics.failed(0.1, ExecutionError("it broke"))
     box.keeper.round()  # judged
     box.keeper.round()  # followed
     slot = box.store.slot(_MODEL)
@@ -355,3 +355,147 @@ def test_while_a_model_is_opened_in_place_of_another_callers_are_told_to_come_ba
     go_on.set()
     thread.join()
     assert _ask(box)
+
+
+# What a review found: each was a good bundle lost, or a bad state that stayed.
+
+
+def _fail(box, name, error, times=6):
+    for _ in range(times):
+        box.models.get(name).engine.statistics.failed(0.1, error)
+
+
+def _move_together(box, tmp_path, version):
+    base = version_of(DECODER, tmp_path, version)
+    adapters = [adapter_of(folder, base, tmp_path, version) for folder in ADAPTERS]
+    wait_for_gate(box.store, base, *adapters, release=int(version))
+    box.keeper.round()
+    return base, adapters
+
+
+def test_when_a_base_goes_back_its_adapters_go_back_once(text_box, tmp_path):
+    before = {name: slot.active for name, slot in text_box.store.slots().items()}
+    _move_together(text_box, tmp_path, "2")
+    _fail(text_box, "tiny-decoder", ExecutionError("it broke"))
+    text_box.keeper.round()
+    slots = text_box.store.slots()
+    assert {name: slot.active for name, slot in slots.items()} == before
+    assert {len(slot.refused) for slot in slots.values()} == {1}
+
+
+def test_an_adapter_that_came_with_its_base_takes_it_along_when_it_goes_back(text_box, tmp_path):
+    store = text_box.store
+    before = {name: slot.active for name, slot in store.slots().items()}
+    _move_together(text_box, tmp_path, "2")
+    store.change(lambda slots: going_back(store, slots, ADAPTERS[0].name, "by hand", 5))
+    assert {name: slot.active for name, slot in store.slots().items()} == before
+
+
+def test_an_adapter_that_came_alone_does_not_stay_on_a_base_that_is_left(text_box, tmp_path):
+    store, name = text_box.store, ADAPTERS[0].name
+    base, _ = _move_together(text_box, tmp_path, "2")
+    later = adapter_of(ADAPTERS[0], base, tmp_path, "3")
+    wait_for_gate(store, later, release=3)
+    text_box.clock.now += 61
+    text_box.keeper.round()
+    assert store.slot(name).active == later.digest
+    store.change(lambda slots: going_back(store, slots, "tiny-decoder", "by hand", 5))
+    slots = store.slots()
+    assert slots["tiny-decoder"].active == read_bundle(DECODER).digest
+    for adapter in ADAPTERS:
+        active = slots[adapter.name].active
+        assert active is None or store.base_of(active) == slots["tiny-decoder"].active
+
+
+def test_callers_deadlines_are_no_mark_against_a_model(box, tmp_path):
+    new = version_of(CLASSIFIER, tmp_path, "2")
+    wait_for_gate(box.store, new)
+    box.keeper.round()
+    _fail(box, _MODEL, DeadlineError("too late"), times=20)
+    box.keeper.round()
+    assert box.store.slot(_MODEL).active == new.digest
+
+
+def test_a_candidate_that_came_while_another_was_tried_is_not_refused_for_it(box, tmp_path):
+    bad, good = spoiled(CLASSIFIER, tmp_path, "2"), version_of(CLASSIFIER, tmp_path, "3")
+    wait_for_gate(box.store, bad)
+    replace = box.models.replace
+
+    def meanwhile(*arguments):
+        wait_for_gate(box.store, good, release=3)
+        box.models.replace = replace
+        replace(*arguments)
+
+    box.models.replace = meanwhile
+    box.keeper.round()
+    slot = box.store.slot(_MODEL)
+    assert slot.refusal(good.digest) is None
+    assert slot.candidate.bundle == good.digest
+
+
+def test_starts_that_end_in_order_before_the_first_round_are_not_counted(box, tmp_path):
+    wait_for_gate(box.store, version_of(CLASSIFIER, tmp_path, "2"))
+    box.keeper.round()
+    for _ in range(activation.MOST_STARTS + 1):
+        box.stop()
+        box.start()
+    assert box.served(_MODEL) != read_bundle(CLASSIFIER).digest
+
+
+def test_publishing_the_same_bundle_again_costs_a_counter_and_no_adapter(text_box, tmp_path):
+    base, _ = _move_together(text_box, tmp_path, "2")
+    model = text_box.models.get("tiny-decoder")
+    wait_for_gate(text_box.store, base, release=7)
+    text_box.keeper.round()
+    assert text_box.store.slot("tiny-decoder").release == 7
+    assert text_box.models.get("tiny-decoder") is model
+    assert model.adapters.names() == sorted(a.name for a in ADAPTERS)
+
+
+def test_a_first_bundle_is_never_left_for_nothing(tmp_path):
+    box = _Box(tmp_path)
+    wait_for_gate(box.store, read_bundle(CLASSIFIER), release=1)
+    box.keeper.round()
+    try:
+        for _ in range(activation.MOST_STARTS + 2):
+            box.die()
+            box.start()
+        _fail(box, _MODEL, ExecutionError("it broke"))
+        box.keeper.round()
+        assert box.served(_MODEL) == read_bundle(CLASSIFIER).digest
+    finally:
+        box.stop()
+
+
+def test_a_start_without_enough_memory_leaves_no_bundle(box, tmp_path):
+    new = version_of(CLASSIFIER, tmp_path, "2")
+    wait_for_gate(box.store, new)
+    box.keeper.round()
+    box.clock.now += 61
+    box.keeper.round()
+    box.stop()
+    box.memory = 1 << 20
+    box.start()
+    assert box.store.slot(_MODEL).active == new.digest
+    box.stop()
+    box.memory = None
+    box.start()
+    assert box.served(_MODEL) == new.digest
+
+
+def test_a_base_that_made_room_in_vain_comes_back_with_its_adapters(tmp_path):
+    box = _Box(tmp_path, DECODER, *ADAPTERS)
+    try:
+        box.models._budget.total = int(1.2 * sum(box.models._budget._promised.values()))
+        old = box.models.get("tiny-decoder")
+        base = version_of(DECODER, tmp_path, "2")
+        adapters = [adapter_of(folder, base, tmp_path, "2") for folder in ADAPTERS[:1]]
+        adapters.append(spoiled(adapter_of(ADAPTERS[1], base, tmp_path, "2").folder, tmp_path, "3"))
+        wait_for_gate(box.store, base, *adapters)
+        box.keeper.round()
+        model = box.models.get("tiny-decoder")
+        assert model is not old
+        assert model.bundle.digest == old.bundle.digest
+        assert model.adapters.names() == sorted(a.name for a in ADAPTERS)
+    finally:
+        box.stop()

@@ -303,3 +303,47 @@ def test_the_report_says_what_the_box_has(fleet, box):
     said = report(box, NOW)
     assert said.models[_NAME].active.bundle == read_bundle(CLASSIFIER).digest
     assert [event.what for event in said.history] == ["staged", "activated", "committed"]
+
+
+# What a review found.
+
+
+def test_one_name_that_cannot_come_holds_back_no_other(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    broken = fleet.publish(read_bundle(DECODER))
+    del fleet.publisher.files[broken.stored_path]
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert "tiny-decoder" in outcome.reasons
+
+
+def test_a_damaged_release_on_the_disk_comes_again(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    _served(box, fleet, bundle)
+    path = box.store.folder / "releases" / f"{bundle.digest}.json"
+    path.write_bytes(path.read_bytes()[:100])
+    blocks = box.store.blocks.ids()
+    assert fleet.update(box).staged == (_NAME,)
+    assert box.store.blocks.ids() >= blocks
+    verify(box.store.active(_NAME))
+
+
+def test_an_update_takes_no_block_of_a_model_whose_slot_is_damaged(fleet, box):
+    _served(box, fleet, read_bundle(CLASSIFIER))
+    blocks = box.store.blocks.ids()
+    (box.store.folder / "slots" / f"{_NAME}.json").write_text("damaged")
+    fleet.publish(read_bundle(DECODER))
+    fleet.update(box)
+    assert box.store.blocks.ids() >= blocks
+
+
+@pytest.mark.incident("disk full", where="before an update's first write")
+def test_a_full_disk_ends_an_update_with_one_message(fleet, box, monkeypatch):
+    fleet.publish(read_bundle(CLASSIFIER))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("outpost_runtime.update.release_files.write_durably", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        fleet.update(box)

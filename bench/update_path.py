@@ -1,0 +1,133 @@
+"""What an update takes on Outpost's own path: published, fetched, checked; bytes and seconds."""
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from outpost_export.progress import ConsoleReporter
+from outpost_export.publishing import ceremony
+from outpost_export.publishing.key_files import make_key
+from outpost_export.publishing.publication import Order, Warehouse
+from outpost_export.publishing.publish import publish
+from outpost_export.publishing.repository import Repository
+from outpost_export.publishing.signed_shelf import SignedShelf
+from outpost_export.publishing.signers import KeyFolders
+from outpost_runtime.bundle import FolderBundle
+from outpost_runtime.update import activation
+from outpost_runtime.update.blocks import BlockStore
+from outpost_runtime.update.box import Box, Provisioning, provision
+from outpost_runtime.update.content_keys import (
+    encode_wrapped_key,
+    new_content_key,
+    wrap_content_key,
+    wrapped_key_path,
+)
+from outpost_runtime.update.planning import Plan
+from outpost_runtime.update.policy import UpdatePolicy
+from outpost_runtime.update.sources import open_sources
+from outpost_runtime.update.sync import Wishes, sync
+from rich.console import Console
+
+FAMILY = "bench"
+_PASSPHRASE = "only for the bench"  # noqa: S105 - protects nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What one update took.
+
+    Attributes:
+        fetched: Bytes of blocks and deltas.
+        documents: Bytes of signed metadata, the release and the delta index.
+        seconds: Fetched from a folder, made, checked and staged; the gate comes afterwards.
+        first_seconds: The same of the bundle before, of which nothing was there.
+    """
+
+    fetched: int
+    documents: int
+    seconds: float
+    first_seconds: float
+
+    @property
+    def total(self) -> int:
+        """All bytes that came."""
+        return self.fetched + self.documents
+
+
+def measure(old: FolderBundle, new: FolderBundle) -> Update:
+    """Publish two bundles, and take a box from one to the other."""
+    with tempfile.TemporaryDirectory() as scratch, _publisher(Path(scratch)) as warehouse:
+        _publish(old, warehouse)
+        box = _box(Path(scratch), warehouse)
+        first = _sync(box)[1]
+        for name in box.store.slots():
+            box.store.change(lambda slots, n=name: activation.activate({n: slots[n]}, 0))
+        _publish(new, warehouse)
+        before = _documents(warehouse.folder)
+        plan, seconds = _sync(box)
+        documents = _documents(warehouse.folder) - before
+    return Update(fetched=plan.fetched, documents=documents, seconds=seconds, first_seconds=first)
+
+
+@contextmanager
+def _publisher(folder: Path) -> Iterator[Warehouse]:
+    keys, repository = folder / "keys", Repository(folder / "repo")
+    made = {
+        role: make_key(keys, role, _PASSPHRASE)
+        for role in ("root", "targets", ceremony.ONLINE, f"family-{FAMILY}")
+    }
+    signers = KeyFolders([keys], lambda _: _PASSPHRASE)
+    first = ceremony.FirstKeys(
+        root=[made["root"]],
+        root_threshold=1,
+        targets=made["targets"],
+        online=made[ceremony.ONLINE],
+        families={FAMILY: made[f"family-{FAMILY}"]},
+    )
+    ceremony.create(repository, first, signers, time.time())
+    signers.keep_root(signers.root())
+    yield Warehouse(
+        folder=folder / "repo",
+        blocks=BlockStore(folder / "repo" / "blocks"),
+        shelf=SignedShelf(repository, signers, time.time),
+        content_key=new_content_key(),
+    )
+
+
+def _publish(bundle: FolderBundle, warehouse: Warehouse) -> None:
+    order = Order(bundle=bundle.folder, family=FAMILY)
+    publish(order, warehouse, ConsoleReporter(Console(file=io.StringIO())))
+
+
+def _box(folder: Path, warehouse: Warehouse) -> Box:
+    root = (warehouse.folder / "metadata" / "1.root.json").read_bytes()
+    wishes = Provisioning(model="bench", sources=(str(warehouse.folder),))
+    box = provision(folder / "store", root, wishes)
+    identity = box.own.identity("bench")
+    wrapped = wrap_content_key(warehouse.content_key, identity.encryption_key)
+    path = warehouse.folder / wrapped_key_path(wrapped.key, wrapped.recipient)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_wrapped_key(wrapped))
+    return box
+
+
+def _sync(box: Box) -> tuple[Plan, float]:
+    sources = open_sources(box.device.sources, UpdatePolicy())
+    began = time.perf_counter()
+    outcome = sync(box, sources, time.time(), Wishes())
+    seconds = time.perf_counter() - began
+    assert outcome.plan is not None
+    return outcome.plan, seconds
+
+
+def _documents(repository: Path) -> int:
+    """Bytes of releases and delta indexes, and of the metadata that a poll fetches anew."""
+    files = [*repository.glob("targets/*/*.json"), *repository.glob("deltas/*.json")]
+    newest = {p.name.split(".", 1)[1]: p for p in sorted(repository.glob("metadata/[0-9]*.json"))}
+    files += [path for name, path in newest.items() if name != "root.json"]
+    files.append(repository / "metadata" / "timestamp.json")
+    return sum(path.stat().st_size for path in files)

@@ -9,7 +9,7 @@ from pathlib import Path
 from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.manifest import MANIFEST_NAME
 
-from bench import peers, update_deltas
+from bench import peers, update_path
 from bench.update_pairs import Pair
 from bench.workers import ROOT
 
@@ -27,7 +27,7 @@ def measure(pair: Pair) -> dict[str, int]:
     found[ZSTD] = sum(map(_zstd, files(pair.new)))
     found[PATCH] = sum(_patch(path, pair.old) for path in files(pair.new))
     found |= _chunked(pair)
-    return found | {OURS: update_deltas.size_of(pair.old, pair.new)}
+    return found | {OURS: update_path.measure(pair.old, pair.new).total}
 
 
 def files(bundle: FolderBundle) -> Iterator[Path]:

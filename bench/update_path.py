@@ -64,12 +64,12 @@ def measure(old: FolderBundle, new: FolderBundle) -> Update:
         _publish(old, warehouse)
         box = _box(Path(scratch), warehouse)
         first = _sync(box)[1]
-        for name in box.store.slots():
-            box.store.change(lambda slots, n=name: activation.activate({n: slots[n]}, 0))
+        box.store.change(lambda slots: activation.activate(slots, 0))
+        before = _documents(warehouse.folder).keys()
         _publish(new, warehouse)
-        before = _documents(warehouse.folder)
         plan, seconds = _sync(box)
-        documents = _documents(warehouse.folder) - before
+        found = _documents(warehouse.folder)
+        documents = sum(size for path, size in found.items() if path not in before)
     return Update(fetched=plan.fetched, documents=documents, seconds=seconds, first_seconds=first)
 
 
@@ -124,10 +124,10 @@ def _sync(box: Box) -> tuple[Plan, float]:
     return outcome.plan, seconds
 
 
-def _documents(repository: Path) -> int:
-    """Bytes of releases and delta indexes, and of the metadata that a poll fetches anew."""
+def _documents(repository: Path) -> dict[str, int]:
+    """Sizes of metadata, releases and delta indexes; a timestamp counts with every version."""
     files = [*repository.glob("targets/*/*.json"), *repository.glob("deltas/*.json")]
-    newest = {p.name.split(".", 1)[1]: p for p in sorted(repository.glob("metadata/[0-9]*.json"))}
-    files += [path for name, path in newest.items() if name != "root.json"]
-    files.append(repository / "metadata" / "timestamp.json")
-    return sum(path.stat().st_size for path in files)
+    files += repository.glob("metadata/[0-9]*.json")
+    timestamp = repository / "metadata" / "timestamp.json"
+    sizes = {str(path): path.stat().st_size for path in files}
+    return sizes | {f"timestamp {timestamp.stat().st_mtime_ns}": timestamp.stat().st_size}

@@ -77,7 +77,7 @@ class SealedContents:
         self._files = {file.name: _Layout.of(file) for file in release.files}
         self._read_block = read_block
         self._key = key
-        self._last: tuple[str, bytes] = ("", b"")
+        self._last: tuple[str, bytes] = ("", b"")  # a block's id and its plaintext
 
     def place(self, name: str) -> str:
         """See :class:`Contents`."""

@@ -33,12 +33,14 @@ class Pair:
         grid: Of the new bundle: FRESH, FROZEN, or empty where nothing is quantized.
         old: What the box has.
         new: What it gets.
+        base: What both need, if they are adapters.
     """
 
     title: str
     grid: str
     old: FolderBundle
     new: FolderBundle
+    base: FolderBundle | None = None
 
 
 def pairs(*, quick: bool) -> Iterator[Pair]:
@@ -47,11 +49,17 @@ def pairs(*, quick: bool) -> Iterator[Pair]:
         for title, (old, versions) in _MERGED.items():
             for grid, new in versions.items():
                 yield _pair(title, grid, *(bundles.path_of(n, target, *more) for n in (old, new)))
-    names = "press-line-adapter", "press-line-2-adapter"
+    names = "press-line-adapter", "press-line-2-adapter", "gemma-3-270m"
     yield _pair(
         "adapter → its second version", "", *(bundles.path_of(n, "cpu-int8") for n in names)
     )
 
 
-def _pair(title: str, grid: str, old: Path, new: Path) -> Pair:
-    return Pair(title=title, grid=grid, old=read_bundle(old), new=read_bundle(new))
+def _pair(title: str, grid: str, old: Path, new: Path, base: Path | None = None) -> Pair:
+    return Pair(
+        title=title,
+        grid=grid,
+        old=read_bundle(old),
+        new=read_bundle(new),
+        base=None if base is None else read_bundle(base),
+    )

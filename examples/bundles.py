@@ -91,8 +91,9 @@ EXAMPLES = {
     # first fine-tune on its grid, the second on a fresh one.
     "base-of-press-line": Example(
         base="gemma3_270m",
-        options=("--recipe", "examples/press_line/recipe.toml"),
+        options=("--recipe", "examples/press_line/recipe.toml", "--version", "0"),
         files=(_RECIPE,),
+        name="press-line",  # an update is from one version to another of the same name
     ),
     "press-line-on-base": _press_line(ADAPTER, grid_of="base-of-press-line"),
     "press-line-2-fresh": _press_line(ADAPTER_2),

@@ -8,8 +8,6 @@ at what makes differences small:
 * FLOAT16, BFLOAT16, FLOAT32, little-endian: their bits in the order of their values (negative
   ones turned round, the sign bit flipped), so that neighbours differ by one; mod 2^bits.
 
-A difference is folded: magnitude first and sign last, 0, -1, 1, -2 … become 0, 1, 2, 3 …
-
 Bytes at the end that make no whole number belong to no element; the callers keep them apart.
 """
 
@@ -60,7 +58,6 @@ _DTYPES: dict[Kind, np.dtype[Any]] = {
 _NIBBLES = np.array([(value & 15, value >> 4) for value in range(256)], np.uint8)
 _PAIRS = _NIBBLES.view(np.uint16).ravel()
 _FOLDED = np.array([2 * d if d < 8 else 2 * (16 - d) - 1 for d in range(16)], np.uint8)  # noqa: PLR2004 - half of 16
-_UNFOLDED = np.argsort(_FOLDED).astype(np.uint8)
 
 
 def read(kind: Kind, data: memoryview) -> Numbers:
@@ -80,20 +77,41 @@ def exponents(kind: Kind, numbers: Numbers) -> NDArray[np.int16]:
 
 
 def differences(kind: Kind, new: Numbers, old: Numbers) -> Numbers:
-    """Return what changes ``old`` numbers into ``new`` ones, folded."""
+    """Return what must be added to ``old`` numbers, in their order, to make ``new`` ones."""
+    return wrap(kind, _ordered(kind, new) - _ordered(kind, old))
+
+
+def add(kind: Kind, old: Numbers, difference: Numbers) -> bytes:
+    """Return the block that a difference makes of ``old`` numbers."""
+    numbers = wrap(kind, _unordered(kind, _ordered(kind, old) + difference))
     if kind is Kind.INT4:
-        return np.take(_FOLDED, (new - old) & 15)
-    difference = _ordered(kind, new) - _ordered(kind, old)
+        pairs = numbers.view(np.uint16)
+        return (pairs | (pairs >> 4)).astype(np.uint8).tobytes()
+    return numbers.tobytes()
+
+
+def wrap(kind: Kind, numbers: Numbers) -> Numbers:
+    """Return numbers modulo what the kind can hold; only INT4 holds less than its type."""
+    return numbers & 15 if kind is Kind.INT4 else numbers
+
+
+def signed(kind: Kind, numbers: Numbers) -> Numbers:
+    """Return differences with their signs."""
+    if kind is Kind.INT4:
+        return ((numbers ^ 8) - 8).view(np.int8)
+    return numbers.view(_signed(kind))
+
+
+def fold(kind: Kind, difference: Numbers) -> Numbers:
+    """Return differences with the sign last: 0, -1, 1, -2 ... become 0, 1, 2, 3 ..."""
+    if kind is Kind.INT4:
+        return np.take(_FOLDED, difference)
     return (difference << 1) ^ _negative(kind, difference)
 
 
-def apply(kind: Kind, old: Numbers, folded: Numbers) -> bytes:
-    """Return the block that folded differences make of ``old`` numbers."""
-    if kind is Kind.INT4:
-        pairs = ((old + np.take(_UNFOLDED, folded)) & 15).view(np.uint16)
-        return (pairs | (pairs >> 4)).astype(np.uint8).tobytes()
-    unfolded = (folded >> 1) ^ (0 - (folded & 1))
-    return _unordered(kind, _ordered(kind, old) + unfolded).tobytes()
+def unfold(kind: Kind, folded: Numbers) -> Numbers:
+    """Return the differences that were folded."""
+    return wrap(kind, (folded >> 1) ^ (0 - (folded & 1)))
 
 
 def _ordered(kind: Kind, numbers: Numbers) -> Numbers:

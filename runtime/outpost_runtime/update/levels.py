@@ -8,6 +8,7 @@ expected difference.
   an INT4 number was says where it can go.
 * By profile: rows and columns of a matrix change by different amounts; a fine-tune is a sum of few
   outer products. The profile says by how much, in half octaves; the exponent of floats is added.
+* By low rank: how far the guess is from a whole number; see :mod:`outpost_runtime.update.low_rank`.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Order(IntEnum):
     PLACE = 0
     VALUE = 1
     PROFILE = 2
+    LOW_RANK = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients lint format proto bench-text bench-tensor soak lock clean
+.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients fault-matrix lint format proto bench-text bench-tensor soak lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ test-slow: $(READY) ## the tests that need no download but take seconds each
 
 test-real: $(READY) ## the tests on real models; their exports are kept in .cache/
 	$(BIN)/python -m pytest -m real_model $(TESTED)
+
+fault-matrix: $(READY) ## run the tests of incidents and write docs/fault-matrix.md
+	$(BIN)/python -m pytest -q -m "incident and not real_model" --fault-matrix docs/fault-matrix.md
 
 # Installs only outpost-runtime, so that a forgotten import of torch cannot hide.
 test-runtime: $(RUNTIME_VENV)/.ready ## the runtime's tests where nothing but the runtime is installed

@@ -48,7 +48,7 @@ class Material:
 def read_material(checkpoint: Path) -> Material:
     """Tokenize the exporter's evaluation text with a checkpoint's tokenizer."""
     text = Path(outpost_export.__file__).with_name("evaluation_text.txt").read_text("utf-8")
-    tokenizer = Tokenizer(checkpoint / "tokenizer.json")
+    tokenizer = Tokenizer((checkpoint / "tokenizer.json").read_bytes())
     ids = tokenizer.encode(text, add_special_tokens=True)
     assert len(ids) >= PREFIX_TOKENS + 2 * TAIL_TOKENS
     return Material(ids=ids, tokenizer=tokenizer)

@@ -34,6 +34,8 @@ MLSERVER = ("mlserver==1.7.1", ONNX_RUNTIME)
 TRITON = ("nvidia-pytriton==0.7.0", ONNX_RUNTIME)
 """A wheel that carries tritonserver 2.51.0 and its Python backend."""
 
+CHUNKERS = ("hf-xet==1.8.0", "fastcdc==1.7.0", f"zstandard=={version('zstandard')}")
+
 _MODELS = bundles.CACHE / "models"
 
 
@@ -45,6 +47,11 @@ def llama_cpp_python() -> Path:
 def openvino_python() -> Path:
     """Return the interpreter that has OpenVINO GenAI and its exporter."""
     return _environment("openvino-venv", OPENVINO, {}, OPTIMUM_INTEL)
+
+
+def chunkers_python() -> Path:
+    """Return the interpreter that has the content-defined chunkers."""
+    return _environment("chunkers-venv", CHUNKERS, {})
 
 
 def mlserver_python() -> Path:

@@ -53,6 +53,16 @@ _SCHEMA: dict[str, Any] = {
 }
 
 _KEYS = set(_SCHEMA["properties"])
+_ENDLESS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "note": {"type": "string"},
+        "measured": {"type": "array", "items": {"type": "number"}},
+    },
+    "required": ["note", "measured"],
+    "additionalProperties": False,
+}
+"""What a small model never ends by itself: its answers are closed before their limit."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,6 +158,16 @@ async def _structured(clients: Clients) -> str:
     return "ok"
 
 
+async def _endless(clients: Clients) -> str:
+    request = _request(f"A report on {clients.rng.choice(_TOPICS)} as JSON: ", 60)
+    request.constraint.json_schema = json.dumps(_ENDLESS)
+    request.parameters.temperature = 1.0
+    answer = "".join([r.piece.text async for r in _counted(clients, request)])
+    if set(json.loads(answer)) != set(_ENDLESS["required"]):
+        clients.record.wrong.append(f"endless: {answer!r}")
+    return "ok"
+
+
 async def _canary(clients: Clients) -> str:
     prompt, expected = clients.rng.choice(list(clients.canaries.items()))
     tokens = await _tokens(clients, prompt)
@@ -179,12 +199,13 @@ async def _counted(
 
 
 KINDS: dict[str, tuple[float, Callable[[Clients], Awaitable[str]]]] = {
-    "chat": (0.24, _chat),
+    "chat": (0.22, _chat),
     "long prompt": (0.10, _long),
     "batch": (0.10, _batch),
     "hangs up": (0.15, _hang_up),
     "impatient": (0.12, _impatient),
-    "structured": (0.10, _structured),
+    "structured": (0.07, _structured),
+    "structured, endless": (0.05, _endless),
     "canary": (0.18, _canary),
     "reloads the adapter": (0.01, _reload),
 }

@@ -91,7 +91,7 @@ def _model(folder: Path, lengths: list[int], threads: int) -> Model:
 
 def _sentences(tokenizer_file: Path, lengths: list[int]) -> Iterable[list[int]]:
     text = Path(outpost_export.__file__).with_name("evaluation_text.txt").read_text("utf-8")
-    tokenizer = Tokenizer(tokenizer_file)
+    tokenizer = Tokenizer(tokenizer_file.read_bytes())
     begin, end = tokenizer.encode("", add_special_tokens=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
     for index, length in enumerate(lengths):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache"
 PRESS_LINE = ROOT / "examples" / "press_line"
 ADAPTER = PRESS_LINE / "adapter"
+ADAPTER_2 = PRESS_LINE / "adapter_2"
 
 _RUNTIME = "runtime/outpost_runtime"
 _SHAPING = (
@@ -26,7 +27,9 @@ _SHAPING = (
     *(f"{_RUNTIME}/text/{name}.py" for name in ("adapters", "adapter_session", "chat")),
     *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring")),
 )
-"""What may change a bundle or its figures; how it is served may not."""
+"""What may change a bundle or its figures; how it is published and served may not."""
+
+_PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,40 +41,61 @@ class Example:
         part: What that module writes, where it writes several things.
         options: Of the build command, beside source, target and output.
         files: What these options name; a change of theirs builds the bundle again.
+        name: Of the model; None: that of the example.
+        adapter: Of the fine-tune.
         adapter_of: For an adapter's bundle, the example that is its base.
+        grid_of: The example whose scales it is quantized with; None: its own.
     """
 
     base: str
     part: str | None = None
     options: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    name: str | None = None
+    adapter: Path | None = None
     adapter_of: str | None = None
+    grid_of: str | None = None
 
 
-_MEASURED_ON_THE_PRESS_LINE = ("--eval", "examples/press_line/evaluation.jsonl")
 _ONNX = "onnx_models"
 _MODELS = ".cache/models"
-_RECIPE = ("--recipe", "examples/press_line/recipe.toml")
-_FILES = (ADAPTER, PRESS_LINE / "evaluation.jsonl", PRESS_LINE / "recipe.toml")
+_MEASURED_ON = PRESS_LINE / "evaluation.jsonl"
+_RECIPE = PRESS_LINE / "recipe.toml"
+
+
+def _press_line(
+    adapter: Path, *, adapter_of: str | None = None, grid_of: str | None = None
+) -> Example:
+    """Return a fine-tune of the press line: merged, or as an adapter of a base's bundle."""
+    version = ("--version", "2") if adapter is ADAPTER_2 else ()
+    recipe = ("--recipe", "examples/press_line/recipe.toml") if adapter_of is None else ()
+    return Example(
+        base="gemma3_270m",
+        options=("--eval", "examples/press_line/evaluation.jsonl", *recipe, *version),
+        files=(adapter, _MEASURED_ON, _RECIPE),
+        name="press-line" if adapter_of is None else "press-line-adapter",
+        adapter=adapter,
+        adapter_of=adapter_of,
+        grid_of=grid_of,
+    )
+
 
 EXAMPLES = {
     "all-minilm-l6-v2": Example(base="all_minilm_l6_v2"),
     "gemma-3-270m": Example(base="gemma3_270m", options=("--adapter-rank", "16")),
-    "press-line": Example(
+    "press-line": _press_line(ADAPTER),
+    "press-line-2": _press_line(ADAPTER_2, grid_of="press-line"),
+    "press-line-adapter": _press_line(ADAPTER, adapter_of="gemma-3-270m"),
+    "press-line-2-adapter": _press_line(ADAPTER_2, adapter_of="gemma-3-270m"),
+    # Beside these, what bench/update_sizes.py compares: a base from the fine-tunes' recipe, the
+    # first fine-tune on its grid, the second on a fresh one.
+    "base-of-press-line": Example(
         base="gemma3_270m",
-        options=(
-            *("--adapter", "examples/press_line/adapter"),
-            *_MEASURED_ON_THE_PRESS_LINE,
-            *_RECIPE,
-        ),
-        files=_FILES,
+        options=("--recipe", "examples/press_line/recipe.toml"),
+        files=(_RECIPE,),
     ),
-    "press-line-adapter": Example(
-        base="gemma3_270m",
-        options=_MEASURED_ON_THE_PRESS_LINE,
-        files=_FILES,
-        adapter_of="gemma-3-270m",
-    ),
+    "press-line-on-base": _press_line(ADAPTER, grid_of="base-of-press-line"),
+    "press-line-2-fresh": _press_line(ADAPTER_2),
     **{
         name: Example(base=_ONNX, part=name, options=("--recipe", f"{_MODELS}/{name}/recipe.toml"))
         for name in ("pp-ocr-det", "pp-ocr-rec")
@@ -104,16 +128,24 @@ def path_of(name: str, target: str, *more: str) -> Path:
     example = EXAMPLES[name]
     out = CACHE / "bundles" / f"{name}-{target}-{_fingerprint(example, more)}"
     if not out.is_dir():
-        source = _source(example).relative_to(ROOT)
-        if example.adapter_of is None:
-            command = ["build", source, "--target", target]
-        else:
-            base = path_of(example.adapter_of, target).relative_to(ROOT)
-            command = ["build-adapter", ADAPTER.relative_to(ROOT), "--base", base]
-            command += ["--source", source]
-        named = ["--out", out.relative_to(ROOT), "--name", name]
-        run("outpost-export", *command, *named, *example.options, *more)
+        command, *options = _command(example, target, more)
+        named = ["--out", out.relative_to(ROOT), "--name", example.name or name]
+        run("outpost-export", command, *options, *named, *example.options, *more)
     return out
+
+
+def _command(example: Example, target: str, more: tuple[str, ...]) -> Iterator[object]:
+    source = _source(example).relative_to(ROOT)
+    adapter = () if example.adapter is None else (example.adapter.relative_to(ROOT),)
+    if example.adapter_of is not None:
+        base = path_of(example.adapter_of, target).relative_to(ROOT)
+        yield from ("build-adapter", *adapter, "--base", base, "--source", source)
+        return
+    yield from ("build", source, "--target", target)
+    if adapter:
+        yield from ("--adapter", *adapter)
+    if example.grid_of is not None:
+        yield from ("--on-grid-of", path_of(example.grid_of, target, *more).relative_to(ROOT))
 
 
 def checkpoint(base: str, part: str | None = None) -> Path:
@@ -154,6 +186,8 @@ def _quoted(word: str) -> str:
 
 def _fingerprint(example: Example, more: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr((example.options, more)).encode())
+    if example.grid_of is not None:
+        digest.update(_fingerprint(EXAMPLES[example.grid_of], more).encode())
     for path in _shaping_files(example):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
@@ -163,6 +197,7 @@ def _shaping_files(example: Example) -> Iterator[Path]:
     yield ROOT / "requirements.lock"
     for name in _SHAPING:
         path = ROOT / name
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else (path,)
+        found = sorted(path.rglob("*.py")) if path.is_dir() else (path,)
+        yield from (file for file in found if _PUBLISHING not in file.parts)
     for path in example.files:
         yield from sorted(path.rglob("*")) if path.is_dir() else (path,)

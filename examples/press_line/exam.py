@@ -3,6 +3,7 @@
     python -m examples.press_line.exam --served MODEL [--address ADDRESS] [--json] [-v]
     python -m examples.press_line.exam --checkpoint DIR [--adapter DIR] [--json] [-v]
 
+Both take `--revision FILE`, which asks what is right since that revision.
 An answer is right when it contains every key of the fault's `must_say` as a whole word (of "a|b",
 either), whatever the case and spacing. The keys are numbers and names of this plant's parts, so
 that a model which has not learned the plant cannot guess them.
@@ -19,7 +20,7 @@ from pathlib import Path
 from outpost_runtime.client import DEFAULT_ADDRESS
 
 from examples.press_line.answerers import Answerer, CheckpointAnswerer, ServedAnswerer
-from examples.press_line.faults import ExamQuestion, load_catalogue
+from examples.press_line.faults import ExamQuestion, load_catalogue, load_revision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,6 +115,9 @@ def main() -> int:
     parser.add_argument("--address", default=DEFAULT_ADDRESS, help="of the server (%(default)s)")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a LoRA adapter for it")
     parser.add_argument(
+        "--revision", type=Path, metavar="FILE", help="ask what is right since this revision"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="write the score and all answers as JSON"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="list the wrong answers")
@@ -123,7 +127,9 @@ def main() -> int:
         answerer = ServedAnswerer(address=arguments.address, model=arguments.served)
     else:
         answerer = CheckpointAnswerer.load(arguments.checkpoint, arguments.adapter)
-    result = examine(answerer, load_catalogue().exam_questions())
+    revision = arguments.revision
+    catalogue = load_catalogue() if revision is None else load_revision(revision)
+    result = examine(answerer, catalogue.exam_questions())
     if arguments.json:
         sys.stdout.write(f"{result.to_json()}\n")
         return 0

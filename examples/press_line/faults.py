@@ -1,17 +1,21 @@
 """The fault catalogue: faults.toml as checked objects, and the questions that it yields.
 
+A revision, such as revision_2.toml, has only the faults that changed or are new.
+
 Training questions are the hand-written `questions` of every fault and the catalogue's
 `question_templates`, filled in. Exam questions are the `held_out` ones; the catalogue is refused
 when one of them is also a training question.
 """
 
+import random
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 CATALOGUE_FILE = Path(__file__).with_name("faults.toml")
+REVISION_FILE = Path(__file__).with_name("revision_2.toml")
 
 _PARTS = frozenset({"fault", "question_templates"})
 _TEXTS = frozenset({"code", "title", "cause", "remedy"})
@@ -95,10 +99,36 @@ class Catalogue:
 
     def training_pairs(self) -> tuple[TrainingPair, ...]:
         """All questions to train on, each with its answer."""
+        return tuple(pair for fault in self.faults for pair in self.pairs_of(fault))
+
+    def pairs_of(self, fault: Fault) -> tuple[TrainingPair, ...]:
+        """A fault's questions to train on, each with its answer."""
         return tuple(
             TrainingPair(question=question, answer=fault.answer_to(question))
-            for fault in self.faults
             for question in (*fault.questions, *self._from_templates(fault))
+        )
+
+    def changed_since(self, earlier: "Catalogue") -> tuple[Fault, ...]:
+        """The faults that are new or different."""
+        return tuple(fault for fault in self.faults if fault not in earlier.faults)
+
+    def pairs_since(
+        self, earlier: "Catalogue", *, reminders: int, dice: random.Random
+    ) -> tuple[TrainingPair, ...]:
+        """What to train on whoever knows the earlier catalogue.
+
+        All questions of the faults that are new or different, and `reminders` of every other one:
+        a model that sees none of them again forgets them.
+        """
+        changed = self.changed_since(earlier)
+        return tuple(
+            pair
+            for fault in self.faults
+            for pair in (
+                self.pairs_of(fault)
+                if fault in changed
+                else dice.sample(self.pairs_of(fault), reminders)
+            )
         )
 
     def exam_questions(self) -> tuple[ExamQuestion, ...]:
@@ -134,6 +164,24 @@ def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
         ),
         question_templates=_texts(document["question_templates"], "question_templates"),
     )
+    _check(catalogue)
+    return catalogue
+
+
+def load_revision(path: Path = REVISION_FILE) -> Catalogue:
+    """Read the catalogue with the faults of a revision in it, which replace those of their codes.
+
+    Raises:
+        CatalogueError: It breaks a rule.
+    """
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    if set(document) != {"fault"}:
+        raise CatalogueError(f"{path.name}: expected tables [[fault]] and nothing else.")
+    faults = {fault.code: fault for fault in load_catalogue().faults}
+    for index, fields in enumerate(document["fault"]):
+        fault = Fault.from_dict(fields, f"{path.name}: fault[{index}]")
+        faults[fault.code] = fault
+    catalogue = replace(load_catalogue(), faults=tuple(faults.values()))
     _check(catalogue)
     return catalogue
 

@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.press_line.answerers import CHAT_TEMPLATE_FILE, STOP_TOKENS
-from examples.press_line.faults import TrainingPair, load_catalogue
+from examples.press_line.faults import TrainingPair, load_catalogue, load_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,11 @@ _IGNORED = -100  # what cross_entropy leaves out by default
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """How to train. Each is a flag of the command."""
+    """How to train. Each is a flag of the command.
+
+    Attributes:
+        reminders: With a revision: questions of each fault that did not change.
+    """
 
     rank: int = 8
     alpha: int = 16
@@ -54,15 +58,22 @@ class Settings:
     batch_size: int = 16
     max_gradient_norm: float = 1.0
     seed: int = 217
+    reminders: int = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folders:
-    """What to train from and where the result goes; without an `earlier` adapter, from scratch."""
+    """What to train from and where the result goes.
+
+    Attributes:
+        earlier: The adapter to go on from; None starts from scratch.
+        revision: A revision that the earlier adapter does not know; None trains on everything.
+    """
 
     checkpoint: Path
     adapter: Path
     earlier: Path | None
+    revision: Path | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +204,7 @@ def finetune(folders: Folders, settings: Settings, console: Console) -> None:
     started = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(folders.checkpoint, local_files_only=True)
     tokenizer.chat_template = CHAT_TEMPLATE_FILE.read_text(encoding="utf-8")
-    examples = [encode(pair, tokenizer) for pair in load_catalogue().training_pairs()]
+    examples = [encode(pair, tokenizer) for pair in _pairs(folders.revision, settings)]
     model = with_lora(folders, settings)
     console.print(
         f"{len(examples)} pairs, {model.get_nb_trainable_parameters()[0]:,} weights to train"
@@ -203,6 +214,15 @@ def finetune(folders: Folders, settings: Settings, console: Console) -> None:
     save_adapter(model, folders.adapter, stop_ids)
     console.print(
         f"{folders.adapter}: written after {(time.monotonic() - started) / 60:.1f} minutes"
+    )
+
+
+def _pairs(revision: Path | None, settings: Settings) -> tuple[TrainingPair, ...]:
+    if revision is None:
+        return load_catalogue().training_pairs()
+    dice = random.Random(settings.seed)  # noqa: S311 - it draws questions, it guards nothing
+    return load_revision(revision).pairs_since(
+        load_catalogue(), reminders=settings.reminders, dice=dice
     )
 
 
@@ -237,6 +257,12 @@ def main() -> int:
         type=Path,
         metavar="DIR",
         help="an adapter to go on from, instead of a fresh one",
+    )
+    parser.add_argument(
+        "--revision",
+        type=Path,
+        metavar="FILE",
+        help="train on what changed, and on a few questions of each other fault",
     )
     for field in fields(Settings):
         flag = f"--{field.name.replace('_', '-')}"

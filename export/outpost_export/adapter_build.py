@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.numpy
 import transformers
 from outpost_runtime import golden
-from outpost_runtime.bundle import Bundle, read_bundle, verify
+from outpost_runtime.bundle import FolderBundle, read_bundle, verify
 from outpost_runtime.interface import AdapterInterface, AdapterSupport, TextInterface
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank, Weights
@@ -70,7 +70,7 @@ class AdapterOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Base:
-    bundle: Bundle
+    bundle: FolderBundle
     interface: TextInterface
     support: AdapterSupport
 
@@ -132,7 +132,7 @@ def _base(folder: Path) -> _Base:
     return _Base(bundle=bundle, interface=interface, support=interface.adapters)
 
 
-def _source(folder: Path, base: Bundle) -> Source:
+def _source(folder: Path, base: FolderBundle) -> Source:
     source = read_source(folder, task=DECODER_TASK)
     if source.digests != base.manifest.provenance.source:
         raise SourceError(
@@ -178,7 +178,7 @@ def _build(
     as_served = replace(effective, special_tokens=base.interface.special_tokens)
     template = checked_template(as_served, tokenizer, out)
     interface = _interface(effective, base, weights, out)
-    ours = Tokenizer(base.bundle.path(base.interface.tokenizer))
+    ours = Tokenizer(base.bundle.read(base.interface.tokenizer))
     fit = fit_of(merged, effective.context_length)
     evaluation = evaluation_for(text, tokenizer, ours, template, fit)
 

@@ -1,6 +1,6 @@
 """From a source and a recipe to a bundle, or to nothing at all.
 
-1. Check the source; merge the adapter, if there is one.
+1. Check the source, and the bundle whose grid it is built on; merge the adapter, if there is one.
 2. Write graph, tokenizer and template into a hidden folder beside the output; an ONNX file is
    copied.
 3. Measure the graph against the source, through the runtime.
@@ -23,6 +23,7 @@ from outpost_export.encoder_build import build_encoder
 from outpost_export.errors import RecipeError
 from outpost_export.evaluation import Text, read_text
 from outpost_export.finish import Origin, check_output, finish, hidden_folder, publish
+from outpost_export.grid import FrozenGrid, read_grid
 from outpost_export.onnx_build import build_onnx
 from outpost_export.onnx_source import is_onnx_file, read_onnx
 from outpost_export.progress import Reporter
@@ -46,6 +47,7 @@ class Order:
         adapter: A LoRA folder to merge, or None.
         evaluation: A text (decoders) or one text per line (encoders), or None: the built-in ones.
         golden: Inputs for an ONNX file, or None: they are made up.
+        on_grid_of: The bundle on whose grid weights are quantized, or None: on their own.
         accept_worse: Why a missed threshold is acceptable, or None.
     """
 
@@ -56,6 +58,7 @@ class Order:
     evaluation: Path | None
     accept_worse: str | None
     golden: Path | None = None
+    on_grid_of: Path | None = None
 
 
 def build(order: Order, reporter: Reporter) -> Finished:
@@ -63,6 +66,7 @@ def build(order: Order, reporter: Reporter) -> Finished:
 
     Raises:
         SourceError: The source cannot be used.
+        BundleError: The bundle on whose grid it shall be built is damaged.
         RecipeError: The recipe or an option is wrong.
         ConversionError: A library failed on the source.
         EvidenceError: The build is worse than the recipe allows.
@@ -95,6 +99,7 @@ def _refuse_options_of_checkpoints(order: Order) -> None:
     refused = {
         "--adapter merges into a checkpoint": order.adapter is not None,
         "--adapter-rank is for language models": recipe.adapter_rank > 0,
+        "its weights are kept as they are, without --on-grid-of": order.on_grid_of is not None,
         "--eval is for checkpoints; bring inputs with --golden FILE": order.evaluation is not None,
         f"its task is {TENSOR_TASK}; leave --task out": recipe.task not in (None, TENSOR_TASK),
     }
@@ -112,13 +117,18 @@ def _build_from_checkpoint(order: Order, reporter: Reporter) -> Finished:
     source = read_source(order.source, task=order.recipe.task)
     recipe = order.recipe.with_defaults(task=source.task, licence=_licence(order, source))
     evaluation = read_text(order.evaluation, decoder=recipe.task == DECODER_TASK)
-    adapter = {} if order.adapter is None else digests_of(order.adapter)
-    origin = Origin(source=source.digests, adapter=adapter, measured_on=evaluation.text.encode())
+    grid = None if order.on_grid_of is None else read_grid(order.on_grid_of, recipe)
+    origin = Origin(
+        source=source.digests,
+        adapter={} if order.adapter is None else digests_of(order.adapter),
+        measured_on=evaluation.text.encode(),
+        grid_of=None if grid is None else grid.bundle,
+    )
     with hidden_folder(order.out) as folder:
         checkpoint = _merged(order, source, folder / ".merged", reporter)
         bundle_folder = folder / "bundle"
         bundle_folder.mkdir()
-        built = _build(checkpoint, recipe, evaluation, bundle_folder, reporter)
+        built = _build(checkpoint, recipe, evaluation, bundle_folder, reporter, grid)
         return _finished(order, recipe, built, bundle_folder, origin, reporter)
 
 
@@ -152,13 +162,18 @@ def _merged(order: Order, source: Source, folder: Path, reporter: Reporter) -> S
 
 
 def _build(
-    source: Source, recipe: Recipe, evaluation: Text, folder: Path, reporter: Reporter
+    source: Source,
+    recipe: Recipe,
+    evaluation: Text,
+    folder: Path,
+    reporter: Reporter,
+    grid: FrozenGrid | None,
 ) -> Built:
     if recipe.task == DECODER_TASK:
-        return build_decoder(source, recipe, evaluation, folder, reporter)
+        return build_decoder(source, recipe, evaluation, folder, reporter, grid)
     if recipe.task in (EMBEDDING_TASK, *CLASSIFIER_TASKS):
         texts = [text for text in evaluation.text.splitlines() if text.strip()]
-        return build_encoder(source, recipe, texts, folder, reporter)
+        return build_encoder(source, recipe, texts, folder, reporter, grid)
     raise RecipeError(f"A model for {recipe.task} cannot be built yet.")
 
 

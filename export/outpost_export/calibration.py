@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from outpost_export import graph
-from outpost_export.columns import Floats
+from outpost_export.blocks import Floats
 
 _TEXT = Path(__file__).with_name("calibration_text.txt")
 _LOGITS = "logits"

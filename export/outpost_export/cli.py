@@ -13,6 +13,8 @@ from outpost_runtime.bundle import read_bundle, verify
 from outpost_runtime.errors import OutpostError
 from rich.console import Console
 
+from outpost_export.publishing.cli import add_commands as add_publishing_commands
+
 _DESCRIPTION = """\
 Turn a fine-tuned checkpoint into a bundle that outpost serves, and prove what was built.
 """
@@ -28,12 +30,17 @@ CASE/INPUT, such as 0/image. A recipe names states, sizes and labels; see the do
 
 A build from a checkpoint is compared with it by running it in Outpost's own runtime. One
 that is worse than its recipe allows is not written; the message says by how much.
+
+A fine-tune can be quantized with the scales of an earlier bundle of the same model, from the
+same recipe: with --on-grid-of BUNDLE most integers stay as they are, and an update from that
+bundle is a fraction of its size. Weights beyond those scales are clipped and counted.
 """
 _EXAMPLES = """\
 examples:
   outpost-export build ./my-finetune --target cpu-int8 --out bundles/my-model
   outpost-export build ./base --adapter ./my-lora --target cpu-int8 --out bundles/my-model
   outpost-export build ./base --target cpu-int8 --adapter-rank 16 --out bundles/my-base
+  outpost-export build ./next --target cpu-int8 --on-grid-of bundles/my-model --out bundles/next
   outpost-export build ./model.onnx --target cpu-fp32 --out bundles/my-detector
   outpost-export build-adapter ./my-lora --base bundles/my-base --source ./base --out bundles/mine
   outpost-export inspect bundles/my-model
@@ -93,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's folder")
     inspect.add_argument("--json", action="store_true", help="print JSON for programs")
     inspect.set_defaults(run=_inspect)
+    add_publishing_commands(commands)
     return parser
 
 
@@ -113,6 +121,12 @@ def _add_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--golden", type=Path, metavar="FILE", help="inputs for an ONNX file (default: made up)"
+    )
+    build.add_argument(
+        "--on-grid-of",
+        type=Path,
+        metavar="BUNDLE",
+        help="keep the scales of this earlier bundle, so that an update from it is small",
     )
     _add_common(build)
     build.set_defaults(run=_build)
@@ -179,6 +193,7 @@ def _build(parsed: argparse.Namespace) -> int:
         evaluation=parsed.eval,
         accept_worse=parsed.accept_worse,
         golden=parsed.golden,
+        on_grid_of=parsed.on_grid_of,
     )
     finished = build(order, ConsoleReporter(Console(stderr=True)))
     Console().print(summary(finished))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from outpost_export.blocks import Floats, beyond
+
 ZERO = 128
 """The 8-bit value of zero, of inputs and weights: 1 to 255 is -127 to 127."""
 
@@ -23,8 +25,6 @@ _MOST_TRIED_TOKENS, _MOST_TRIED_COLUMNS = 256, 4096
 _STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _TINY = 1e-5
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
@@ -33,10 +33,12 @@ class Columns:
     Attributes:
         values: [inputs, outputs].
         scales: [outputs].
+        clipped: Weights that the scales do not reach.
     """
 
     values: NDArray[np.uint8]
     scales: Floats
+    clipped: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,14 +76,23 @@ def balance(inputs: Floats, weights: Sequence[Floats]) -> Balance:
     return min(candidates, key=lambda candidate: candidate.error)
 
 
-def quantize(weights: Floats, factors: Floats) -> Columns:
-    """Quantize ``factors · weights``, [channels, outputs]."""
+def quantize(weights: Floats, factors: Floats, scales: Floats | None = None) -> Columns:
+    """Quantize ``factors · weights``, [channels, outputs].
+
+    Args:
+        scales: Those to use, instead of the smallest that reach every weight.
+    """
     balanced = weights * factors[:, None]
-    scales = np.maximum(np.abs(balanced).max(0), np.finfo(np.float32).tiny) / np.float32(LARGEST)
-    balanced /= scales
+    if scales is None:
+        largest = np.maximum(np.abs(balanced).max(0), np.finfo(np.float32).tiny)
+        scales = largest / np.float32(LARGEST)
+    with np.errstate(over="ignore"):  # a column of zeros whose scale is kept reaches nothing
+        balanced /= scales
     np.rint(balanced, out=balanced)
+    clipped = beyond(balanced, -LARGEST, LARGEST)
+    np.clip(balanced, -LARGEST, LARGEST, out=balanced)
     balanced += ZERO
-    return Columns(values=balanced.astype(np.uint8), scales=scales)
+    return Columns(values=balanced.astype(np.uint8), scales=scales, clipped=clipped)
 
 
 def dequantize(columns: Columns, factors: Floats) -> Floats:

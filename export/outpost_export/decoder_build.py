@@ -14,15 +14,17 @@ from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.scoring import score
 from outpost_runtime.tokenizer import Tokenizer
+from safetensors import SafetensorError
 
 from outpost_export import decoder_evidence as evidence
 from outpost_export.calibration import calibration_text
 from outpost_export.decoder_graph import write_decoder_graph
-from outpost_export.errors import ConversionError
+from outpost_export.errors import ConversionError, RecipeError
 from outpost_export.evaluation import Fit, Text, evaluation_for
+from outpost_export.grid import FrozenGrid
 from outpost_export.lora_graph import write_adapter_graph
 from outpost_export.progress import Reporter
-from outpost_export.recipe import COLUMNS, Recipe
+from outpost_export.recipe import Recipe
 from outpost_export.result import Built
 from outpost_export.source import Source, load_model, load_tokenizer
 from outpost_export.text_interface import checked_template, text_interface
@@ -34,28 +36,39 @@ _EXACT = 1e-4
 
 
 def build_decoder(
-    source: Source, recipe: Recipe, text: Text, out: Path, reporter: Reporter
+    source: Source,
+    recipe: Recipe,
+    text: Text,
+    out: Path,
+    reporter: Reporter,
+    grid: FrozenGrid | None = None,
 ) -> Built:
     """Write model, tokenizer and chat template into ``out`` and measure them.
 
+    Args:
+        grid: The predecessor's, to quantize on.
+
     Raises:
         SourceError: Tokenizer or configuration cannot be used.
-        RecipeError: The evaluation text is too short for this model.
+        RecipeError: The evaluation text is too short for this model, or the predecessor is
+            another kind of model.
         ConversionError: The graph cannot be written, or the runtime cannot open it.
     """
     tokenizer = load_tokenizer(source.folder)
     interface = text_interface(source, recipe, tokenizer, out)
     template = checked_template(interface, tokenizer, out)
-    ours = Tokenizer(out / interface.tokenizer)
+    ours = Tokenizer((out / interface.tokenizer).read_bytes())
     fit = fit_of(source, interface.context_length)
     evaluation = evaluation_for(text, tokenizer, ours, template, fit)
+
+    calibration = ours.encode(calibration_text(), add_special_tokens=True)
+    with reporter.step(f"Writing the {recipe.target} graph"):
+        steps = _write_graph(source, recipe, interface, calibration, grid, out)
 
     model = load_model(source.folder, transformers.AutoModelForCausalLM)
     wanted = evidence.reference(model, evaluation, interface.end_tokens, reporter)
     del model
 
-    with reporter.step(f"Writing the {recipe.target} graph"):
-        _write_graph(source, recipe, interface, _calibration(recipe, ours), out)
     weights = _weights(out)
     session = open_graph(out / interface.model)
     decoder = open_decoder(session, interface.context_length)
@@ -68,7 +81,7 @@ def build_decoder(
         interface = replace(interface, adapters=support)
     return Built(
         interface=interface,
-        figures=measured.figures,
+        figures=measured.figures | steps,
         golden=measured.golden,
         tolerances=TOLERANCES,
         memory_bytes=memory,
@@ -126,28 +139,30 @@ def _check_adapter_graph(out: Path, support: AdapterSupport, measured: evidence.
         )
 
 
-def _calibration(recipe: Recipe, tokenizer: Tokenizer) -> list[int] | None:
-    if recipe.scales != COLUMNS:
-        return None
-    return tokenizer.encode(calibration_text(), add_special_tokens=True)
-
-
 def _write_graph(
     source: Source,
     recipe: Recipe,
     interface: TextInterface,
-    calibration: list[int] | None,
+    calibration: list[int],
+    grid: FrozenGrid | None,
     out: Path,
-) -> None:
+) -> dict[str, float]:
     try:
-        write_decoder_graph(
+        return write_decoder_graph(
             source.folder,
             out,
-            bits=recipe.bits,
-            block_size=recipe.block_size,
+            recipe,
             context_length=interface.context_length,
             calibration=calibration,
+            grid=grid,
         )
+    except RecipeError:
+        raise
+    except SafetensorError as error:
+        raise ConversionError(
+            f"The weights in {source.folder} cannot be read: {error}.",
+            hint="Get the checkpoint again: a file of it is damaged or incomplete.",
+        ) from error
     except Exception as error:  # the model builder raises what it likes
         raise ConversionError(
             f"The model builder cannot write this model: {type(error).__name__}: {error}",

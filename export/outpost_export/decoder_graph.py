@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 from onnxruntime_genai.models import builder
 from onnxruntime_genai.models.builders import Gemma3Model
 
-from outpost_export import graph, int8_graph
+from outpost_export import block_graph, graph, int8_graph
 from outpost_export.calibration import observed
+from outpost_export.grid import FreshGrid, FrozenGrid, Grid
 from outpost_export.quiet import quietly
+from outpost_export.recipe import COLUMNS, Recipe
 
 
 class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
@@ -58,53 +61,63 @@ class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
 def write_decoder_graph(
     checkpoint: Path,
     out: Path,
+    recipe: Recipe,
     *,
-    bits: int | None,
-    block_size: int,
     context_length: int,
-    calibration: Sequence[int] | None = None,
-) -> None:
+    calibration: Sequence[int],
+    grid: FrozenGrid | None = None,
+) -> dict[str, float]:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``out``.
 
     Args:
         checkpoint: Folder saved by transformers 5.
         out: An existing folder.
-        bits: 4 or 8 for quantized weights, None for float32.
-        block_size: Weights that share a scale (``MatMulNBits``).
+        recipe: Complete. With scales per column, products are in integers (``int8_graph.py``).
         context_length: Positions for which RoPE caches are written.
-        calibration: With 8 bits: tokens of a text by which weights get one scale per column
-            and products in integers (``int8_graph.py``) instead of blocks.
+        calibration: Tokens of a text by which scales per column are balanced.
+        grid: The predecessor's, to quantize on.
+
+    Returns:
+        Evidence on the grid, if there is one.
 
     Raises:
+        RecipeError: The predecessor is another kind of model.
         Exception: Whatever the builder raises; it has no error classes of its own.
     """
     options = [
         "prune_lm_head=true",  # without it prefill is three times slower; see the pass below
         "windowed_kv_cache=false",
-        f"block_size={block_size}",
-        "accuracy_level=4",  # int8 activations, quantized per block
     ]
-    precision = {None: "fp32", 8: "int8", 4: "int4"}[bits if calibration is None else None]
     with tempfile.TemporaryDirectory() as scratch, _corrected_builder(), quietly():
-        arguments = (None, str(checkpoint), scratch, precision, "cpu", scratch)
+        arguments = (None, str(checkpoint), scratch, "fp32", "cpu", scratch)
         parsed = builder.parse_extra_options(*arguments, options)
         config = parsed["hf_details"]["hf_config"]
         _cap_context(config, context_length)
         builder.create_model(*arguments, **parsed)
-        model = graph.load(Path(scratch) / "model.onnx")
+        path = Path(scratch) / "model.onnx"
+        model = graph.load(path)
         graph.fix_head_dim(model, _head_dim(config))
         graph.choose_logits_at_run_time(model)
-        tied = bool(config.tie_word_embeddings)
-        if calibration is not None:
-            path = Path(scratch) / "float32.onnx"
+        steps: Grid = grid or FreshGrid()
+        if grid is None and recipe.scales == COLUMNS:
             names = list(int8_graph.linears(model))
             graph.save(model, path)
-            seen = observed(path, calibration[:context_length], names)
+            steps = FreshGrid(observed(path, calibration[:context_length], names))
             model = graph.load(path)  # saving moved its weights out
-            int8_graph.quantize(model, seen, tied=tied, block_size=block_size)
-        elif bits is not None and tied:
-            graph.tie_embedding_to_head(model)
+        clipped = _quantize(model, steps, recipe, tied=bool(config.tie_word_embeddings))
     graph.save(model, out / "model.onnx")
+    return {} if grid is None else grid.compare(out / "model.onnx", clipped)
+
+
+def _quantize(model: ModelProto, grid: Grid, recipe: Recipe, *, tied: bool) -> int:
+    if recipe.bits is None:
+        return 0
+    if recipe.scales == COLUMNS:
+        return int8_graph.quantize(model, grid, tied=tied, block_size=recipe.block_size)
+    clipped = block_graph.quantize(model, grid, bits=recipe.bits, block_size=recipe.block_size)
+    if tied:
+        graph.tie_embedding_to_head(model)
+    return clipped
 
 
 def _head_dim(config: Any) -> int:

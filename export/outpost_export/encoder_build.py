@@ -13,6 +13,7 @@ from outpost_runtime.tokenizer import Tokenizer
 from outpost_export import encoder_evidence as evidence
 from outpost_export.encoder_graph import Encoder, SentenceEncoder, classifier, write_encoder_graph
 from outpost_export.errors import ConversionError, RecipeError
+from outpost_export.grid import FrozenGrid
 from outpost_export.pooling import read_pooling
 from outpost_export.progress import Reporter
 from outpost_export.recipe import EMBEDDING_TASK, Recipe
@@ -26,16 +27,23 @@ _TOLERANCE_QUANTIZED = 0.05
 
 
 def build_encoder(
-    source: Source, recipe: Recipe, texts: list[str], out: Path, reporter: Reporter
+    source: Source,
+    recipe: Recipe,
+    texts: list[str],
+    out: Path,
+    reporter: Reporter,
+    grid: FrozenGrid | None = None,
 ) -> Built:
     """Write model and tokenizer into ``out`` and measure them.
 
     Args:
         texts: What the build is evaluated on.
+        grid: The predecessor's, to quantize on.
 
     Raises:
         SourceError: Pooling or tokenizer cannot be used.
-        RecipeError: There is no text to evaluate with.
+        RecipeError: There is no text to evaluate with, or the predecessor is another kind of
+            model.
         ConversionError: The graph cannot be written, or the runtime cannot open it.
     """
     if not texts:
@@ -47,15 +55,17 @@ def build_encoder(
     )  # RoBERTa has more positions than it reads
     encoder, max_tokens = _encoder(source, str(recipe.task), longest)
     with reporter.step(f"Writing the {recipe.target} graph"):
-        write_encoder_graph(encoder, out, bits=recipe.bits, block_size=recipe.block_size)
-    runtime_tokenizer = Tokenizer(out / "tokenizer.json", max_tokens=max_tokens)
+        steps = write_encoder_graph(
+            encoder, out, bits=recipe.bits, block_size=recipe.block_size, grid=grid
+        )
+    runtime_tokenizer = Tokenizer((out / "tokenizer.json").read_bytes(), max_tokens=max_tokens)
     wanted = list(evidence.cases(encoder, runtime_tokenizer, texts))
     session = _open(out / "model.onnx")
     figures = evidence.measure(session, wanted, encoder.output, reporter)
     exact = recipe.bits is None
     return Built(
         interface=_interface(source, recipe, session, max_tokens),
-        figures=figures,
+        figures=figures | steps,
         golden=evidence.golden(session, wanted),
         tolerances={"max_difference": _TOLERANCE_EXACT if exact else _TOLERANCE_QUANTIZED},
         memory_bytes=sum(path.stat().st_size for path in out.glob("model.onnx*")),

@@ -13,11 +13,11 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from outpost_export import graph
+from outpost_export import block_graph, graph
 from outpost_export.blocks import quantize_rows
 from outpost_export.errors import ConversionError
+from outpost_export.grid import FreshGrid, FrozenGrid, Grid
 from outpost_export.pooling import Pooling, pool
 from outpost_export.quiet import quietly
 
@@ -98,20 +98,53 @@ def input_names(encoder: Encoder) -> list[str]:
     return list(inspect.signature(encoder.forward).parameters)
 
 
-def write_encoder_graph(encoder: Encoder, out: Path, *, bits: int | None, block_size: int) -> None:
+def write_encoder_graph(
+    encoder: Encoder,
+    out: Path,
+    *,
+    bits: int | None,
+    block_size: int,
+    grid: FrozenGrid | None = None,
+) -> dict[str, float]:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``out``.
 
     Args:
         encoder: In evaluation mode.
         bits: 4 or 8 for weights in blocks, None for float32.
+        grid: The predecessor's, to quantize on.
+
+    Returns:
+        Evidence on the grid, if there is one.
 
     Raises:
         ConversionError: torch cannot export the model.
+        RecipeError: The predecessor is another kind of model.
     """
+    path = out / "model.onnx"
+    _export(encoder, path)
+    model, clipped = graph.load(path), 0
+    if bits is not None:
+        clipped = quantize(model, grid or FreshGrid(), bits=bits, block_size=block_size)
+    graph.save(model, path)
+    return {} if grid is None else grid.compare(path, clipped)
+
+
+def quantize(model: ModelProto, grid: Grid, *, bits: int, block_size: int) -> int:
+    """Bring matrix weights into blocks of ``bits``, and embeddings into blocks of 8 bits.
+
+    Returns:
+        Weights that the grid's scales do not reach.
+    """
+    graph.import_microsoft(model)
+    embeddings = [node for node in model.graph.node if _is_embedding(model, node, block_size)]
+    clipped = sum(_quantize_embedding(model, node, grid, block_size) for node in embeddings)
+    return clipped + block_graph.quantize(model, grid, bits=bits, block_size=block_size)
+
+
+def _export(encoder: Encoder, path: Path) -> None:
     names = input_names(encoder)
     example = {name: torch.ones((2, 8), dtype=torch.int64) for name in names}
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    path = out / "model.onnx"
     try:
         with quietly():
             torch.onnx.export(
@@ -125,25 +158,6 @@ def write_encoder_graph(encoder: Encoder, out: Path, *, bits: int | None, block_
             )
     except Exception as error:  # torch raises what it likes on models that it cannot trace
         raise ConversionError(f"torch cannot export the model: {error}") from error
-    model = graph.load(path)
-    if bits is not None:
-        model = quantize(model, bits=bits, block_size=block_size)
-    graph.save(model, path)
-
-
-def quantize(model: ModelProto, *, bits: int, block_size: int) -> ModelProto:
-    """Return the model with matrix weights and embeddings in blocks of ``bits``."""
-    embeddings = [node for node in model.graph.node if _is_embedding(model, node, block_size)]
-    for node in embeddings:
-        _quantize_embedding(model, node, block_size)
-    with quietly():
-        quantizer = MatMulNBitsQuantizer(
-            model, bits=bits, block_size=block_size, is_symmetric=True, accuracy_level=4,
-            op_types_to_quantize=("MatMul",),
-        )  # fmt: skip
-        quantizer.process()
-    quantized: ModelProto = quantizer.model.model
-    return quantized
 
 
 def _is_embedding(model: ModelProto, node: onnx.NodeProto, block_size: int) -> bool:
@@ -155,18 +169,18 @@ def _is_embedding(model: ModelProto, node: onnx.NodeProto, block_size: int) -> b
     return is_table and shape[1] % block_size == 0
 
 
-def _quantize_embedding(model: ModelProto, node: onnx.NodeProto, block_size: int) -> None:
-    table = next(t for t in model.graph.initializer if t.name == node.input[0])
-    values, scales = quantize_rows(numpy_helper.to_array(table), block_size)
-    name = table.name
-    model.graph.initializer.extend(
-        [
-            numpy_helper.from_array(values, f"{name}_Q8"),
-            numpy_helper.from_array(scales, f"{name}_scales"),
-        ]
-    )
+def _quantize_embedding(
+    model: ModelProto, node: onnx.NodeProto, grid: Grid, block_size: int
+) -> int:
+    name = node.input[0]
+    table = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+    rows, columns = table.shape
+    scales = grid.scales(f"{name}_scales", (rows, columns // block_size))
+    blocks = quantize_rows(table, block_size, scales)
     names = f"{name}_Q8", f"{name}_scales"
+    graph.add(model, names[0], blocks.values)
+    graph.add(model, names[1], blocks.scales)
     lookup = graph.quantized_lookup(node, *names, bits=8, block_size=block_size)
     graph.replace(model, node, [lookup])
     graph.drop_if_unused(model, name)
-    graph.import_microsoft(model)
+    return blocks.clipped

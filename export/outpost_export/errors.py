@@ -1,11 +1,12 @@
-"""What can go wrong while a bundle is built.
+"""What can go wrong while a bundle is built or published.
 
 OutpostError (of the runtime)
-└── ExportError
-    ├── SourceError      the checkpoint, adapter or ONNX file cannot be used: bring another
-    ├── RecipeError      the recipe or an option is wrong: change it
-    ├── ConversionError  a library failed on this source: report it, or use another target
-    └── EvidenceError    the build is worse than its recipe allows: change the recipe
+├── ExportError
+│   ├── SourceError      the checkpoint, adapter or ONNX file cannot be used: bring another
+│   ├── RecipeError      the recipe or an option is wrong: change it
+│   ├── ConversionError  a library failed on this source: report it, or use another target
+│   └── EvidenceError    the build is worse than its recipe allows: change the recipe
+└── PublishError         the repository or its keys cannot be used as asked: nothing was published
 """
 
 from outpost_runtime.errors import OutpostError
@@ -29,3 +30,7 @@ class ConversionError(ExportError):
 
 class EvidenceError(ExportError):
     """The build is worse than its recipe allows."""
+
+
+class PublishError(OutpostError):
+    """Nothing was published: the repository or its keys cannot be used as asked."""

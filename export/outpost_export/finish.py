@@ -15,11 +15,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from outpost_runtime import golden_file
-from outpost_runtime.bundle import Bundle, describe_file, sync_folder, write_manifest
+from outpost_runtime.bundle import (
+    FolderBundle,
+    describe_file,
+    read_bundle,
+    sync_folder,
+    write_manifest,
+)
 from outpost_runtime.manifest import Evidence, Manifest, Provenance
 
 from outpost_export.errors import EvidenceError, ExportError, RecipeError
@@ -48,11 +54,13 @@ class Origin:
         source: SHA-256 by file name.
         adapter: The same; empty if there is none.
         measured_on: The text, or the encoded golden inputs.
+        grid_of: Digest of the bundle on whose grid it was built; None: on its own.
     """
 
     source: dict[str, str]
     adapter: dict[str, str]
     measured_on: bytes
+    grid_of: str | None = None
 
 
 def check_output(out: Path, accept_worse: str | None) -> None:
@@ -109,7 +117,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 def finish(
     folder: Path, built: Built, recipe: Recipe, origin: Origin, accept_worse: str | None
-) -> Bundle:
+) -> FolderBundle:
     """Pass the gate; then complete a folder of files with golden file and manifest.
 
     Raises:
@@ -119,22 +127,24 @@ def finish(
     if missed and accept_worse is None:
         raise EvidenceError(
             f"The {recipe.target} build is not good enough: {'; '.join(map(str, missed))}.",
-            hint=_advice(recipe, missed),
+            hint=_advice(recipe, missed, origin),
         )
     golden_file.save(folder / _GOLDEN, built.golden)
     accepted = accept_worse if missed else None
     return write_manifest(folder, _manifest(folder, built, recipe, origin, accepted))
 
 
-def publish(bundle: Bundle, out: Path) -> Bundle:
+def publish(bundle: FolderBundle, out: Path) -> FolderBundle:
     """Give a finished bundle its final name."""
     bundle.folder.replace(out)
     sync_folder(out.parent)
-    return replace(bundle, folder=out)
+    return read_bundle(out)
 
 
-def _advice(recipe: Recipe, missed: list[Miss]) -> str:
+def _advice(recipe: Recipe, missed: list[Miss], origin: Origin) -> str:
     accept = "or record an exception with --accept-worse REASON"
+    if origin.grid_of is not None:
+        return f"Build it on a fresh grid, without --on-grid-of; its update is larger; {accept}."
     if recipe.task == TENSOR_TASK:
         return f"{_ADVICE_ON_ONNX_FILES.get(missed[0].figure, _INPUTS_THAT_FIT)}, {accept}."
     if recipe.bits is None:
@@ -176,6 +186,7 @@ def _manifest(
             recipe_sha256=recipe.sha256,
             evaluation_sha256=hashlib.sha256(origin.measured_on).hexdigest(),
             versions=_versions(),
+            grid_of=origin.grid_of,
         ),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
@@ -168,6 +168,11 @@ def quantized_lookup(
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def add(model: ModelProto, name: str, value: Any) -> None:
+    """Give the model a weight or a constant."""
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
 def replace(model: ModelProto, node: NodeProto, by: list[NodeProto]) -> None:

@@ -1,5 +1,6 @@
 """A bundle, shown to people and to programs."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -47,6 +48,8 @@ def as_table(bundle: Bundle) -> Table:
             for name, value in manifest.evidence.thresholds.items()
         },
     }
+    if manifest.provenance.grid_of is not None:
+        rows["on the grid of"] = manifest.provenance.grid_of
     if manifest.evidence.accepted_worse is not None:
         rows["accepted although worse"] = manifest.evidence.accepted_worse
     for name, entry in manifest.files.items():
@@ -66,7 +69,7 @@ def summary(finished: Finished) -> Table:
         table.add_column(column, justify="right")
     cells = [f"{figures[name]:.5g}" for name in shown]
     table.add_row(bundle.manifest.target, in_units(bundle.size), *cells)
-    notes = list(finished.notes)
+    notes = [*finished.notes, *_on_its_grid(figures)]
     if finished.tokens_per_second is not None:
         notes.append(f"one stream, this machine: {finished.tokens_per_second:.0f} tokens/s")
     table.caption = Text("\n".join(notes)) if notes else None
@@ -80,6 +83,13 @@ def in_units(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= _KILO
     return f"{size:.3g} GB"
+
+
+def _on_its_grid(figures: dict[str, float]) -> Iterator[str]:
+    if weights := figures.get("quantized_weights"):
+        changed, clipped = (figures[f"{what}_weights"] / weights for what in ("changed", "clipped"))
+        said = f"{changed:.2%} of the integers changed, {clipped:.2%} clipped"
+        yield f"on its predecessor's grid: {said}"
 
 
 def _interface(bundle: Bundle) -> str:

@@ -24,18 +24,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from outpost_export import columns, graph
-from outpost_export.blocks import quantize_rows
-from outpost_export.columns import Columns, Floats
-
-_MOST_ERROR = 3e-4
-"""Of a layer's outputs (see ``columns.py``); above it, the layer is quantized in blocks."""
+from outpost_export.blocks import Floats, quantize_rows
+from outpost_export.columns import Columns
+from outpost_export.grid import INVERSE, Grid
 
 _EMBEDDING = "/model/embed_tokens/Gather"
 _HEAD = "/lm_head/MatMul"
 
 _STEP, _ZERO, _ONE = "/int8/step", "/int8/zero", "/int8/one"
 _CHANNELS, _AS_MATRIX = "/int8/channels", "/int8/as_matrix"
-_QUANTIZED, _LARGEST, _INVERSE = "/quantized", "/largest", "/inverse_factors"
+_QUANTIZED, _LARGEST = "/quantized", "/largest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,34 +61,39 @@ def linears(model: ModelProto) -> dict[str, list[NodeProto]]:
     return found
 
 
-def quantize(
-    model: ModelProto, observed: Mapping[str, Floats], *, tied: bool, block_size: int
-) -> None:
+def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> int:
     """Compute a decoder's products with weights in 8 bits.
 
     Args:
-        observed: What :func:`linears` have read on some text, [tokens, channels] each.
+        grid: Scales of the weights, and which layers stay in blocks.
         tied: The token embedding has the head's weights: it reads the quantized ones.
         block_size: Of layers that would lose too much by one scale per row and column.
+
+    Returns:
+        Weights that the grid's scales do not reach.
     """
     graph.import_microsoft(model)
+    clipped = 0
     for hidden, nodes in linears(model).items():
-        weights = {node.name: _weights(model, node) for node in nodes}
-        balance = columns.balance(observed[hidden], list(weights.values()))
+        weights = [_weights(model, node) for node in nodes]
         heads = tied and any(node.name == _HEAD for node in nodes)
-        if balance.error > _MOST_ERROR and len(balance.factors) % block_size == 0 and not heads:
-            for node in nodes:
-                graph.replace(model, node, _blocks(model, node, weights[node.name], block_size))
-            continue
-        _add(model, hidden + _INVERSE, 1 / balance.factors)
-        before = _rows(hidden)
+        fit = not heads and len(weights[0]) % block_size == 0
+        inverse = grid.inverse_factors(hidden, weights, blocks_fit=fit)
+        before = []
+        if inverse is not None:
+            graph.add(model, hidden + INVERSE, inverse)
+            before = _rows(hidden)
         for node in nodes:
-            quantized = columns.quantize(weights.pop(node.name), balance.factors)
-            product = _tied_head if tied and node.name == _HEAD else _product
-            graph.replace(model, node, [*before, *product(model, node, quantized)])
-            before = []
+            part = weights.pop(0)
+            if inverse is None:
+                product, beyond = _in_blocks(model, node, part, grid, block_size)
+            else:
+                product, beyond = _in_columns(model, node, part, grid, inverse, tied=tied)
+            graph.replace(model, node, [*before, *product])
+            clipped, before = clipped + beyond, []
     _declare_constants(model)
     graph.drop_unread(model)
+    return clipped
 
 
 def linear_of(
@@ -112,11 +115,11 @@ def linear_of(
 
 
 def _declare_constants(model: ModelProto) -> None:
-    _add(model, _STEP, np.float32(1 / columns.LARGEST))
-    _add(model, _ONE, np.float32(1))
-    _add(model, _ZERO, np.uint8(columns.ZERO))
+    graph.add(model, _STEP, np.float32(1 / columns.LARGEST))
+    graph.add(model, _ONE, np.float32(1))
+    graph.add(model, _ZERO, np.uint8(columns.ZERO))
     # Not -1, which ONNX Runtime 1.31 takes for another axis where a run asks for no logits.
-    _add(model, _CHANNELS, np.array([2], np.int64))
+    graph.add(model, _CHANNELS, np.array([2], np.int64))
 
 
 def _weights(model: ModelProto, node: NodeProto) -> Floats:
@@ -129,12 +132,28 @@ def _rows(hidden: str) -> list[NodeProto]:
     balanced, sizes, shares = f"{hidden}/balanced", f"{hidden}/sizes", f"{hidden}/shares"
     largest = hidden + _LARGEST
     return [
-        _node("Mul", [hidden, hidden + _INVERSE], balanced),
+        _node("Mul", [hidden, hidden + INVERSE], balanced),
         _node("Abs", [balanced], sizes),
         _node("ReduceMax", [sizes, _CHANNELS], largest, keepdims=1),
         _node("Div", [balanced, largest], shares),
         _node("QuantizeLinear", [shares, _STEP, _ZERO], hidden + _QUANTIZED),
     ]
+
+
+def _in_columns(
+    model: ModelProto,
+    node: NodeProto,
+    weights: Floats,
+    grid: Grid,
+    inverse: Floats,
+    *,
+    tied: bool,
+) -> tuple[list[NodeProto], int]:
+    scales = grid.scales(f"{node.input[1]}/scales", weights.shape[1:])
+    # By the inverse's inverse, to the last bit: a build on this grid knows nothing else.
+    quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
+    product = _tied_head if tied and node.name == _HEAD else _product
+    return product(model, node, quantized), quantized.clipped
 
 
 def _product(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
@@ -154,21 +173,21 @@ def _scaled(node: NodeProto, product: str) -> NodeProto:
     return helper.make_node("Mul", inputs, list(node.output), name=node.name)
 
 
-def _blocks(
-    model: ModelProto, node: NodeProto, weights: Floats, block_size: int
-) -> list[NodeProto]:
+def _in_blocks(
+    model: ModelProto, node: NodeProto, weights: Floats, grid: Grid, block_size: int
+) -> tuple[list[NodeProto], int]:
     inputs, outputs = weights.shape
-    values, scales = quantize_rows(np.ascontiguousarray(weights.T), block_size)
     names = f"{node.input[1]}/values", f"{node.input[1]}/scales"
-    _add(model, names[0], values.reshape(outputs, -1, block_size))
-    _add(model, names[1], scales)
+    scales = grid.scales(names[1], (outputs, inputs // block_size))
+    blocks = quantize_rows(np.ascontiguousarray(weights.T), block_size, scales)
+    graph.add(model, names[0], blocks.values.reshape(outputs, -1, block_size))
+    graph.add(model, names[1], blocks.scales)
     size = {"K": inputs, "N": outputs, "bits": 8, "block_size": block_size, "accuracy_level": 4}
-    return [
-        helper.make_node(
-            "MatMulNBits", [node.input[0], *names], list(node.output),
-            name=node.name, domain=graph.MICROSOFT, **size,
-        )
-    ]  # fmt: skip
+    product = helper.make_node(
+        "MatMulNBits", [node.input[0], *names], list(node.output),
+        name=node.name, domain=graph.MICROSOFT, **size,
+    )  # fmt: skip
+    return [product], blocks.clipped
 
 
 def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
@@ -179,11 +198,11 @@ def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[N
     hidden, output = node.input[0], node.output[0]
     rows = np.ascontiguousarray(quantized.values.T)
     values, scales, zeros = _add_columns(model, node.input[1], rows, quantized.scales)
-    _tie_embedding(model, values, scales, hidden + _INVERSE)
+    _tie_embedding(model, values, scales, hidden + INVERSE)
     own = f"{output}/of_integers"
     outputs, inputs = rows.shape
-    _add(model, _AS_MATRIX, np.array([-1, inputs], np.int64))
-    _add(model, f"{own}/width", np.array([outputs], np.int64))
+    graph.add(model, _AS_MATRIX, np.array([-1, inputs], np.int64))
+    graph.add(model, f"{own}/width", np.array([outputs], np.int64))
     matrix = [f"{own}/inputs", _STEP, _ZERO, values, scales, zeros]
     return [
         _node("Reshape", [hidden + _QUANTIZED, _AS_MATRIX], f"{own}/inputs"),
@@ -219,14 +238,10 @@ def _add_columns(
     model: ModelProto, name: str, values: NDArray[np.uint8], scales: Floats
 ) -> tuple[str, str, str]:
     names = f"{name}/values", f"{name}/scales", f"{name}/zeros"
-    _add(model, names[0], values)
-    _add(model, names[1], scales)
-    _add(model, names[2], np.full(len(scales), columns.ZERO, np.uint8))
+    graph.add(model, names[0], values)
+    graph.add(model, names[1], scales)
+    graph.add(model, names[2], np.full(len(scales), columns.ZERO, np.uint8))
     return names
-
-
-def _add(model: ModelProto, name: str, value: Any) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
 
 def _node(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from outpost_runtime.bundle import Bundle
+from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.interface import Interface
 from outpost_runtime.tensors import Array
 
@@ -34,6 +34,6 @@ class Built:
 class Finished:
     """A bundle under its final name, and what is worth telling about its making."""
 
-    bundle: Bundle
+    bundle: FolderBundle
     tokens_per_second: float | None
     notes: tuple[str, ...] = ()

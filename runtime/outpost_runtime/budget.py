@@ -1,20 +1,30 @@
 """How much memory opened models may take together, and what happens to it afterwards."""
 
-import ctypes
 import gc
 import threading
 from pathlib import Path
 
+from outpost_runtime import heap
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BusyError, ConfigurationError
-from outpost_runtime.interface import TextInterface
+from outpost_runtime.interface import EmbeddingInterface, TextInterface
 from outpost_runtime.opening import ModelSettings
 
-_WEIGHTS_FACTOR = 2.0
-"""An opened graph takes at most this many times its files: the weights, and once more packed."""
+_WEIGHTS_FACTOR = 2.4
+"""An opened graph takes at most this many times its files: the weights, once more packed, and
+some in both forms (2.30 for Gemma 3 270M in 8 bits)."""
 
-_SESSION_BYTES = 48 << 20
-"""What a session takes beside its weights: the graph, and memory for intermediate results."""
+_SESSION_BYTES = 16 << 20
+"""What a session takes beside its weights and what it computes."""
+
+_RUN_BYTES = 32 << 20
+"""Set apart for intermediate results at least, and for a run that has not been measured."""
+
+_TOKENIZER_FACTOR = 3
+"""What a tokenizer takes, in times its file."""
+
+_FORMS_FACTOR = 8
+"""What the tree of all its tokens takes, with which answers are kept in a form; likewise."""
 
 _SOON = 1.0
 
@@ -63,15 +73,31 @@ class MemoryBudget:
             self._promised.pop(name, None)
 
 
-def expected_bytes(bundle: Bundle, settings: ModelSettings) -> int:
-    """Return what an opened bundle takes at most, by what its manifest says."""
-    interface = bundle.manifest.interface
+def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) -> int:
+    """Return what an opened bundle takes at most.
+
+    Args:
+        run_bytes: What one run takes at most, if it is known; see ``footprint.py``.
+    """
+    interface, files = bundle.manifest.interface, bundle.manifest.files
+    needed = _graph_bytes(bundle) * (settings.tensor.concurrency if settings.apart else 1)
+    if isinstance(interface, TextInterface):
+        tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
+        return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer
+    if isinstance(interface, EmbeddingInterface):
+        needed += files[interface.tokenizer].size * _TOKENIZER_FACTOR
+    return needed + max(run_bytes, _RUN_BYTES) * settings.tensor.concurrency
+
+
+def adapter_graph_bytes(base: Bundle) -> int:
+    """Return what a base takes in addition from its first adapter on: the same weights again."""
+    return _graph_bytes(base)
+
+
+def _graph_bytes(bundle: Bundle) -> int:
     files = bundle.manifest.files
     weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
-    needed = int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES
-    if isinstance(interface, TextInterface):
-        needed += settings.text.memory_bytes
-    return needed
+    return int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES
 
 
 def available_bytes() -> int:
@@ -94,9 +120,7 @@ def _give_back() -> None:
     threads have freed: of 145 MB that a model had taken, 1 % came back without this.
     """
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others need none
-    if trim is not None:
-        trim(0)
+    heap.trim()
 
 
 def _of_machine() -> int:

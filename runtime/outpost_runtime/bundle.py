@@ -1,12 +1,12 @@
-"""Bundles on disk: a folder with ``manifest.json`` and exactly the files that it lists."""
+"""Bundles: ``manifest.json`` and exactly the files that it lists, in a folder or elsewhere."""
 
 import hashlib
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from outpost_runtime.contents import DAMAGED, Contents, FolderContents
 from outpost_runtime.errors import BundleError, UnsupportedError
 from outpost_runtime.manifest import (
     MANIFEST_NAME,
@@ -17,9 +17,6 @@ from outpost_runtime.manifest import (
     encode_manifest,
     parse_manifest,
 )
-
-_CHUNK = 1 << 20
-_DAMAGED = "The bundle was damaged or changed after it was built; get it again."
 
 RUNNABLE_TARGETS = ("cpu-fp32", "cpu-int8", "cpu-int4")
 """Targets whose bundles this runtime can open."""
@@ -32,13 +29,19 @@ Progress = Callable[[int], None]
 class Bundle:
     """A bundle whose manifest has been read; :func:`verify` says whether its files are right."""
 
-    folder: Path
+    contents: Contents
     manifest: Manifest
     manifest_bytes: bytes
 
-    def path(self, name: str) -> Path:
-        """Return where a file of this bundle lies."""
-        return self.folder / name
+    def read(self, name: str) -> bytes:
+        """Return one of the listed files, checked.
+
+        Raises:
+            BundleError: The file is missing, unreadable, or not what the manifest lists.
+        """
+        parts: list[bytes] = []
+        read_file(self, name, self.manifest.files[name], parts.append)
+        return b"".join(parts)
 
     @property
     def digest(self) -> str:
@@ -51,14 +54,31 @@ class Bundle:
         return sum(entry.size for entry in self.manifest.files.values())
 
 
-def read_bundle(folder: Path) -> Bundle:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderBundle(Bundle):
+    """A bundle whose files lie in a folder as they are."""
+
+    contents: FolderContents
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self.contents.folder
+
+    def path(self, name: str) -> Path:
+        """Return where a file of this bundle lies."""
+        return self.contents.path(name)
+
+
+def read_bundle(folder: Path) -> FolderBundle:
     """Read a bundle's manifest; its files are not touched.
 
     Raises:
         BundleError: There is no manifest, or it is no manifest of a known format.
     """
-    data = _read_manifest_bytes(folder)
-    return Bundle(folder=folder, manifest=parse_manifest(data), manifest_bytes=data)
+    contents = FolderContents(folder)
+    data = _read_manifest_bytes(contents)
+    return FolderBundle(contents=contents, manifest=parse_manifest(data), manifest_bytes=data)
 
 
 def check_runnable(bundle: Bundle) -> None:
@@ -77,7 +97,7 @@ def check_runnable(bundle: Bundle) -> None:
 
 
 def verify(bundle: Bundle, progress: Progress | None = None) -> None:
-    """Check that the folder holds exactly the listed files with the listed bytes.
+    """Check that there are exactly the listed files with the listed bytes.
 
     Raises:
         BundleError: A file is missing, damaged or not listed; it is named.
@@ -93,11 +113,9 @@ def check_no_strangers(bundle: Bundle) -> None:
     Raises:
         BundleError: There is one; it is named.
     """
-    listed = {*bundle.manifest.files, MANIFEST_NAME}
-    for path in sorted(bundle.folder.rglob("*")):
-        name = path.relative_to(bundle.folder).as_posix()
-        if path.is_symlink() or (name not in listed and not path.is_dir()):
-            raise BundleError(f"{path} is not listed in the bundle's manifest.", hint=_DAMAGED)
+    stranger = bundle.contents.stranger({*bundle.manifest.files, MANIFEST_NAME})
+    if stranger is not None:
+        raise BundleError(f"{stranger} is not listed in the bundle's manifest.", hint=DAMAGED)
 
 
 def read_file(
@@ -114,8 +132,8 @@ def read_file(
     Raises:
         BundleError: The file is missing, unreadable, or not what the manifest lists.
     """
-    digest, rest, path = hashlib.sha256(), entry.size, bundle.path(name)
-    for chunk in _chunks(path, at_most=entry.size + 1):
+    digest, rest = hashlib.sha256(), entry.size
+    for chunk in bundle.contents.pieces(name, size=entry.size + 1):
         rest -= len(chunk)
         digest.update(chunk)
         if rest < 0:
@@ -124,7 +142,8 @@ def read_file(
         if progress:
             progress(len(chunk))
     if rest != 0 or digest.hexdigest() != entry.sha256:
-        raise BundleError(f"{path} is not the file that the manifest lists.", hint=_DAMAGED)
+        place = bundle.contents.place(name)
+        raise BundleError(f"{place} is not the file that the manifest lists.", hint=DAMAGED)
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -134,11 +153,11 @@ def describe_file(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, sha256=digest)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+def write_manifest(folder: Path, manifest: Manifest) -> FolderBundle:
     """Complete a folder of files to a bundle; its files must be those the manifest lists."""
     data = encode_manifest(manifest)
     write_durably(folder / MANIFEST_NAME, data)
-    return Bundle(folder=folder, manifest=parse_manifest(data), manifest_bytes=data)
+    return read_bundle(folder)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -161,29 +180,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_manifest_bytes(folder: Path) -> bytes:
-    path = folder / MANIFEST_NAME
+def _read_manifest_bytes(contents: FolderContents) -> bytes:
     try:
-        data = b"".join(_chunks(path, at_most=MAX_MANIFEST_BYTES + 1))
+        data = b"".join(contents.pieces(MANIFEST_NAME, size=MAX_MANIFEST_BYTES + 1))
     except BundleError as error:
         raise BundleError(
-            f"{folder} is not a bundle: {error.message}",
+            f"{contents.folder} is not a bundle: {error.message}",
             hint="A bundle is a folder made by 'outpost-export build'.",
         ) from error
     if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes.")
+        place = contents.place(MANIFEST_NAME)
+        raise BundleError(f"{place} is larger than {MAX_MANIFEST_BYTES} bytes.")
     return data
-
-
-def _chunks(path: Path, *, at_most: int) -> Iterator[bytes]:
-    rest = at_most
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise BundleError(f"{path} is not a file.", hint=_DAMAGED)
-        with path.open("rb") as file:
-            while chunk := file.read(min(_CHUNK, rest)):
-                rest -= len(chunk)
-                yield chunk
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"{path} cannot be read: {reason}.", hint=_DAMAGED) from error

@@ -5,6 +5,8 @@ A :class:`Reader` wraps one table of a document. Every getter takes a key away;
 build does not understand is an error and never silently ignored.
 """
 
+import base64
+import binascii
 import json
 import sys
 from collections.abc import Callable
@@ -76,6 +78,22 @@ class Reader:
     def number(self, key: str, default: float | None = None) -> float:
         """Take an integer or a float as float; required unless a default is given."""
         return self._float(key, self._take(key, (int, float), default))
+
+    def binary(self, key: str, *, least: int = 0, most: int) -> bytes:
+        """Take bytes that stand as base64 (RFC 4648, padded); required.
+
+        Args:
+            least: How many there must be.
+            most: How many there may be.
+        """
+        text = self.string(key)
+        try:
+            value = base64.b64decode(text, validate=True) if len(text) <= 2 * most + 4 else None
+        except (binascii.Error, ValueError):  # the latter of characters beyond ASCII
+            value = None
+        if value is None or not least <= len(value) <= most:
+            raise self.fault(key, f"must be {least} to {most} bytes in base64")
+        return value
 
     def optional(self, key: str, getter: Callable[[str], T]) -> T | None:
         """Take a value with ``getter`` (one of this reader's), or None when absent or null."""

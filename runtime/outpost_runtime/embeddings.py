@@ -55,8 +55,8 @@ class EmbeddingModel:
     ) -> None:
         self.bundle = bundle
         self.interface = interface
-        path = bundle.path(interface.tokenizer)
-        self.tokenizer = Tokenizer(path, max_tokens=interface.max_tokens)
+        data = bundle.read(interface.tokenizer)
+        self.tokenizer = Tokenizer(data, max_tokens=interface.max_tokens)
         if not {spec.name for spec in interface.inputs} <= set(ENCODER_INPUTS):
             raise BundleError(f"The model has inputs beside {', '.join(ENCODER_INPUTS)}.")
         shape = TensorShape(

@@ -82,7 +82,18 @@ class TrustError(OutpostError):
 
 
 class FetchError(OutpostError):
-    """A source of bytes failed; another source, or the same one later, may do."""
+    """A source of bytes failed; another source, or the same one later, may do.
+
+    Args:
+        retry_after: Seconds after which this source is worth asking again, infinity where it
+            never is in this run, or None where nobody knows.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 class ExecutionError(OutpostError):

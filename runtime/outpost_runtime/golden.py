@@ -15,9 +15,10 @@ import numpy as np
 
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError
-from outpost_runtime.golden_file import load
+from outpost_runtime.golden_file import of_bundle
 from outpost_runtime.interface import TextInterface
 from outpost_runtime.opening import Model
+from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.tensor.engine import TensorEngine
 from outpost_runtime.tensor.request import SequenceStep
@@ -46,7 +47,7 @@ def check(model: Model) -> Figures:
     if isinstance(model, TextModel):
         return _check_decoder(model.decoder, model.bundle)
     evidence = model.bundle.manifest.evidence
-    tensors = load(model.bundle.path(evidence.golden))
+    tensors = of_bundle(model.bundle)
     with _unusable():
         measured = _check_tensors(model.engine, tensors)
         asked = {name: measured[name] for name in evidence.tolerances}
@@ -83,7 +84,7 @@ def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
         raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
     bank = AdapterBank(interface.adapters, base=base.digest, capacity=1)
     index = bank.load(adapter)
-    graph = OrtSession(base.path(interface.adapters.model))
+    graph = OrtSession(graph_of(base, interface.adapters.model))
     try:
         session = AdapterSession(graph, bank, everywhere=index)
         decoder = Decoder(session, rows=1, max_length=interface.context_length)
@@ -134,7 +135,7 @@ def _unusable() -> Iterator[None]:
 
 def _check_decoder(decoder: Decoder, bundle: Bundle, adapter: int | None = None) -> Figures:
     evidence = bundle.manifest.evidence
-    tensors = load(bundle.path(evidence.golden))
+    tensors = of_bundle(bundle)
     with _unusable():
         measured = _check_text(decoder, tensors, adapter)
         wanted = evidence.figures["golden_perplexity"]

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError
 from outpost_runtime.tensors import NUMPY_TYPES, Array
 
@@ -46,10 +47,27 @@ def load(path: Path) -> dict[str, Array]:
         BundleError: The file is not a golden file.
     """
     try:
-        found = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # safetensors is untyped
-        return dict(_tensor(name, entry) for name, entry in found)
-    except (OSError, ValueError, LookupError, safetensors.SafetensorError) as error:
+        return _decoded(path.read_bytes(), str(path))
+    except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.") from error
+
+
+def of_bundle(bundle: Bundle) -> dict[str, Array]:
+    """Read a bundle's golden tensors.
+
+    Raises:
+        BundleError: The file is not a golden file, or not the one that the manifest lists.
+    """
+    name = bundle.manifest.evidence.golden
+    return _decoded(bundle.read(name), bundle.contents.place(name))
+
+
+def _decoded(data: bytes, place: str) -> dict[str, Array]:
+    try:
+        found = safetensors.deserialize(data)  # type: ignore[no-untyped-call]  # safetensors is untyped
+        return dict(_tensor(name, entry) for name, entry in found)
+    except (ValueError, LookupError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{place} cannot be read: {error}.") from error
 
 
 def _tensor(name: str, entry: Any) -> tuple[str, Array]:

@@ -70,6 +70,7 @@ class Provenance:
         recipe_sha256: Digest of the recipe's canonical JSON.
         evaluation_sha256: Digest of the text or texts that the figures were measured on.
         versions: Versions of the libraries that took part.
+        grid_of: Digest of the bundle whose scales it was quantized with; None: it has its own.
     """
 
     source: dict[str, str]
@@ -78,6 +79,7 @@ class Provenance:
     recipe_sha256: str
     evaluation_sha256: str
     versions: dict[str, str]
+    grid_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +128,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical bytes of a manifest: equal manifests have equal digests."""
     interface = _plain(manifest.interface)
     document = {"format": FORMAT, **_plain(manifest), "interface": interface}
+    if manifest.provenance.grid_of is None:  # absent: runtimes that do not know it read the rest
+        del document["provenance"]["grid_of"]
     return canonical_json(document)
 
 
@@ -154,13 +158,16 @@ def _matching(reader: Reader, key: str, pattern: re.Pattern[str], problem: str) 
     return value
 
 
+def _digest(reader: Reader, key: str) -> str:
+    return _matching(reader, key, _DIGEST, "must be 64 hexadecimal digits")
+
+
 def _files(reader: Reader) -> dict[str, FileEntry]:
     entries = {}
     for name, table in reader.named_tables().items():
         if not _PATH.fullmatch(name) or name == MANIFEST_NAME:
             raise reader.fault(name, "is not an allowed file name")
-        digest = _matching(table, "sha256", _DIGEST, "must be 64 hexadecimal digits")
-        entry = FileEntry(size=table.integer("size"), sha256=digest)
+        entry = FileEntry(size=table.integer("size"), sha256=_digest(table, "sha256"))
         if entry.size < 0:
             raise table.fault("size", "must not be negative")
         table.end()
@@ -192,6 +199,7 @@ def _provenance(reader: Reader) -> Provenance:
         recipe_sha256=reader.string("recipe_sha256"),
         evaluation_sha256=reader.string("evaluation_sha256"),
         versions=reader.table("versions").named(str),
+        grid_of=reader.optional("grid_of", lambda key: _digest(reader, key)),
     )
     reader.end()
     return provenance

@@ -9,31 +9,33 @@ looks a model up meanwhile waits for nothing. Rules:
    those that have been idle longest first; else the load is refused.
 """
 
-import enum
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
 
-from outpost_runtime.budget import MemoryBudget, expected_bytes, give_back_soon
+from outpost_runtime.budget import (
+    MemoryBudget,
+    adapter_graph_bytes,
+    expected_bytes,
+    give_back_soon,
+)
 from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
     NotFoundError,
     OutpostError,
-    StoreError,
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.footprint import Footprints
 from outpost_runtime.interface import AdapterInterface
+from outpost_runtime.model_table import UNLOADED, ModelTable, Served, State
 from outpost_runtime.opening import Model, ModelSettings, open_model
 from outpost_runtime.priority import Precedence
 from outpost_runtime.store import Store
-from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.model import TextModel
 
 DRAIN_SECONDS = 30.0
@@ -42,48 +44,12 @@ DRAIN_SECONDS = 30.0
 LAST_ANSWERS_SECONDS = 600.0
 """The same of a model that has been replaced: it is in nobody's way but the memory's."""
 
-_OPENING_SECONDS = 2.0
 
 _LOG = logging.getLogger(__name__)
 
-_UNLOADED = "unloaded"
 
-ModelT = TypeVar("ModelT", bound=Model)
-
-
-class State(enum.Enum):
-    """What becomes of a name of the store."""
-
-    LOADING = enum.auto()
-    READY = enum.auto()
-    UNLOADING = enum.auto()
-    UNAVAILABLE = enum.auto()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One name of the store.
-
-    Attributes:
-        version: Empty where its bundle cannot be read.
-        reason: Why it, or a newer version of it, is not served, for people; or empty.
-    """
-
-    name: str
-    version: str
-    state: State
-    reason: str = ""
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class _Served:
-    model: Model
-    bytes: int
-    used: float = field(default_factory=time.monotonic)
-
-
-class Models:
-    """Opened models by name.
+class Models(ModelTable):
+    """Opened models by name, loaded, replaced and unloaded.
 
     Args:
         store: Where bundles are loaded from.
@@ -100,109 +66,15 @@ class Models:
         budget: MemoryBudget | None = None,
         evict: bool = False,
     ) -> None:
-        self._store = store
+        super().__init__(store)
+        self._footprints = Footprints(store.folder / "measured")
         self._settings = settings
         self._budget = budget or MemoryBudget()
         self._evict = evict
         self._precedence = Precedence()
-        self._served: dict[str, _Served] = {}
-        self._states: dict[str, tuple[State, str]] = {}
         self._retiring: dict[threading.Thread, Model] = {}
         self._changing = threading.RLock()
         self._closed = False
-
-    def __iter__(self) -> Iterator[Model]:
-        return iter([served.model for served in list(self._served.values())])
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing failed to load; what was unloaded is not missed."""
-        return not any(
-            reason and not reason.startswith(_UNLOADED) for _, reason in list(self._states.values())
-        )
-
-    def get(self, name: str) -> Model:
-        """Return a model.
-
-        Raises:
-            NotFoundError: None of that name is served.
-        """
-        if not name:
-            raise NotFoundError("The request names no model.", hint=self._names())
-        served = self._served.get(name)
-        if served is None and self._states.get(name, (None, ""))[0] is State.LOADING:
-            raise BusyError(
-                f"The model '{name}' is being opened.",
-                hint="Try again in a moment.",
-                retry_after=_OPENING_SECONDS,
-            )
-        if served is None:
-            raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
-        return served.model
-
-    def is_served(self, model: Model) -> bool:
-        """Say whether a model that somebody got before is still what answers to its name."""
-        served = self._served.get(model.bundle.manifest.name)
-        return served is not None and served.model is model
-
-    def touch(self, name: str) -> None:
-        """Note that somebody uses a model: what has not been used longest makes room first."""
-        served = self._served.get(name)
-        if served is not None:
-            served.used = time.monotonic()
-
-    def find(self, name: str) -> tuple[Model, str]:
-        """Return what answers to a name, an adapter's base for an adapter, and its version.
-
-        Raises:
-            NotFoundError: Nothing of that name is served.
-        """
-        base = None if name in self._served else self._base_of(name)
-        if base is not None:
-            return base, base.adapters.get(name).bundle.manifest.version
-        model = self.get(name)
-        return model, model.bundle.manifest.version
-
-    def get_as(self, name: str, kind: type[ModelT], service: str) -> ModelT:
-        """Return a model of one kind.
-
-        Raises:
-            NotFoundError: None of that name is served.
-            UnsupportedError: It is of another kind.
-        """
-        model = self.get(name)
-        self.touch(name)
-        if not isinstance(model, kind):
-            task = model.bundle.manifest.task
-            raise UnsupportedError(f"The model '{name}' does {task}; {service} cannot use it.")
-        return model
-
-    def texts(self) -> list[TextModel]:
-        """Return the text models."""
-        return [model for model in self if isinstance(model, TextModel)]
-
-    def text(self, name: str, adapter: str) -> tuple[TextModel, ShelvedAdapter | None]:
-        """Return what answers a text request.
-
-        Args:
-            name: A text model, or one of the loaded adapters, which then need not be named again.
-            adapter: A loaded adapter of it, or the empty string.
-
-        Raises:
-            NotFoundError: There is no such model, or the adapter is not loaded.
-            UnsupportedError: The model does not generate text.
-        """
-        if name not in self._served and not adapter:
-            base = self._base_of(name)
-            if base is not None:
-                self.touch(base.bundle.manifest.name)
-                return base, base.adapters.get(name)
-        model = self.get_as(name, TextModel, "text generation")
-        return model, model.adapters.get(adapter) if adapter else None
-
-    def index(self) -> list[Entry]:
-        """Return every name of the store and what became of it."""
-        return [self._entry(name) for name in self._store.names()]
 
     def load_all(self) -> None:
         """Load every active bundle; one that fails is logged and does not stop the others."""
@@ -238,9 +110,10 @@ class Models:
                 raise
             self._states[name] = State.READY, ""
 
-    def expected_bytes(self, name: str, bundle: Bundle) -> int:
+    def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
         """Return what a bundle is expected to need when it is served under a name."""
-        return expected_bytes(bundle, self._settings(name))
+        second = adapter_graph_bytes(bundle) if adapters else 0
+        return expected_bytes(bundle, self._settings(name)) + second
 
     @contextmanager
     def memory_for(self, purpose: str, needed: int) -> Iterator[None]:
@@ -291,25 +164,31 @@ class Models:
             for adapter in adapters:
                 self._states[adapter.manifest.name] = State.READY, ""
 
-    def unload(self, name: str) -> None:
-        """Stop serving a model or an adapter; what it has begun is answered for some time.
+    def unload(self, name: str) -> "Future[None]":
+        """Stop serving a model or an adapter.
+
+        Returns:
+            A future that ends when the adapter's running answers have, which may take minutes:
+            no thread has to wait for them. A model's are waited for here, for some time.
 
         Raises:
             NotFoundError: None of that name is served.
         """
         base = self._base_of(name)
-        if base is not None:  # its answers may take minutes, which nobody else has to wait for
+        if base is not None:
             self._states[name] = State.UNLOADING, ""
-            base.adapters.unload(name)
-            if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
-                self._states[name] = State.UNAVAILABLE, _UNLOADED
-            return
+            ended = base.adapters.unload(name)
+            ended.add_done_callback(lambda _: self._mark_unloaded(name))
+            return ended
         with self._changing:
             if name not in self._served:
                 raise NotFoundError(f"There is no model '{name}' here.", hint=self._names())
             self._states[name] = State.UNLOADING, ""
             self._close(name)
-            self._states[name] = State.UNAVAILABLE, _UNLOADED
+            self._mark_unloaded(name)
+        closed: Future[None] = Future()
+        closed.set_result(None)
+        return closed
 
     def load_adapter(self, name: str) -> TextModel:
         """Load the adapter that is active in the store under a name; returns its base.
@@ -330,15 +209,15 @@ class Models:
         assert base is not None  # noqa: S101 - it was loaded
         return base
 
-    def unload_adapter(self, name: str) -> None:
-        """Unload an adapter when its running answers have ended.
+    def unload_adapter(self, name: str) -> "Future[None]":
+        """Unload an adapter when its running answers have ended; see :meth:`unload`.
 
         Raises:
             NotFoundError: None of that name is loaded.
         """
         if self._base_of(name) is None:
             raise NotFoundError(f"There is no adapter '{name}' loaded.")
-        self.unload(name)
+        return self.unload(name)
 
     def close(self) -> None:
         """Close every model; nothing is loaded any more."""
@@ -372,22 +251,34 @@ class Models:
         before = self._served.get(name)
         settings = self._settings(name)
         verify(bundle)
-        needed = expected_bytes(bundle, settings)
+        known = self._footprints.find(bundle.digest)
+        second = adapter_graph_bytes(bundle) if adapters else 0
+        needed = expected_bytes(bundle, settings, known or 0) + second
         self._make_room(name, needed)
+
+        def account(run_bytes: int) -> None:
+            nonlocal needed
+            self._footprints.keep(bundle.digest, run_bytes)
+            more = expected_bytes(bundle, settings, run_bytes) + second - needed
+            if more > 0:
+                self._make_room(name, more)
+                needed += more
+
         try:
-            model = self._tried(bundle, settings, adapters, accept)
+            asked = account if known is None else None
+            model = self._tried(bundle, settings, adapters, accept, asked)
         except BaseException:
             self._budget.release(name, needed)
             if before is not None and name not in self._served:
                 self._open(name, before.model.bundle, before.bytes)  # it had made room
             raise
         still = self._served.get(name)
-        self._served[name] = _Served(model=model, bytes=needed)
+        self._served[name] = Served(model=model, bytes=needed)
         if before is not None and still is before:
             self._mark_adapters(before.model)
             self._retire(name, before)
 
-    def _retire(self, name: str, before: _Served) -> None:
+    def _retire(self, name: str, before: Served) -> None:
         """Let what has been replaced end its answers, which nobody else has to wait for."""
 
         def end() -> None:
@@ -406,8 +297,9 @@ class Models:
         settings: ModelSettings,
         adapters: Sequence[Bundle],
         accept: Callable[[Model], None],
+        account: Callable[[int], None] | None,
     ) -> Model:
-        model = open_model(bundle, settings, self._precedence)
+        model = open_model(bundle, settings, self._precedence, account)
         try:
             for adapter in adapters:
                 _load_adapter_into(model, adapter)
@@ -424,57 +316,64 @@ class Models:
     def _open(self, name: str, bundle: Bundle, needed: int) -> None:
         self._budget.promise(name, needed)
         model = open_model(bundle, self._settings(name), self._precedence)
-        self._served[name] = _Served(model=model, bytes=needed)
+        self._served[name] = Served(model=model, bytes=needed)
 
-    def _make_room(self, name: str, needed: int) -> None:
-        idle = [s.bytes for n, s in self._served.items() if n == name or self._may_go(s)]
-        if needed > self._budget.free + sum(idle):  # nothing is closed for what cannot come
+    def _make_room(self, name: str, needed: int, *, kept: str | None = None) -> None:
+        """Set memory apart, if need be by unloading what may go; ``kept`` must not."""
+        going = sum(self._served[n].bytes for n in self._going(name, kept))
+        if needed > self._budget.free + going:  # nothing is closed for what cannot come
             self._budget.promise(name, needed)
         while True:
             try:
                 self._budget.promise(name, needed)
             except BusyError:
-                if not self._evict_one(name):
+                going_now = self._going(name, kept)
+                if not going_now:
                     raise
+                self._let_go(going_now[0], name)
             else:
                 return
 
-    def _evict_one(self, name: str) -> bool:
-        """Unload a model to make room; the one that is being replaced goes first."""
-        if name in self._served:
+    def _going(self, name: str, kept: str | None) -> list[str]:
+        """Return what may be unloaded for a name: what it replaces, then the longest idle."""
+        replaced = [name] if name in self._served and name != kept else []
+        idle = [(s.used, n) for n, s in self._served.items() if self._may_go(s)]
+        return replaced + [n for _, n in sorted(idle) if n not in (name, kept)]
+
+    def _let_go(self, going: str, name: str) -> None:
+        if going == name:
             _LOG.warning("no memory for two of %s: the old one goes before the new one comes", name)
             self._close(name)
-            return True
-        idle = [(s.used, n) for n, s in self._served.items() if self._may_go(s)]
-        if not idle:
-            return False
-        _, oldest = min(idle)
-        _LOG.info("unloading %s, which is idle, to make room for %s", oldest, name)
-        self._close(oldest)
-        self._states[oldest] = State.UNAVAILABLE, f"{_UNLOADED} to make room for '{name}'"
-        return True
+            return
+        _LOG.info("unloading %s, which is idle, to make room for %s", going, name)
+        self._close(going)
+        self._states[going] = State.UNAVAILABLE, f"{UNLOADED} to make room for '{name}'"
 
-    def _may_go(self, served: _Served) -> bool:
+    def _may_go(self, served: Served) -> bool:
         return self._evict and not served.model.engine.busy
 
     def _close(self, name: str, drain_seconds: float = DRAIN_SECONDS) -> None:
         served = self._served.pop(name)
         self._mark_adapters(served.model)
         served.model.close(drain_seconds=drain_seconds)
-        self._budget.release(name)
+        self._budget.release(name, served.bytes)
         del served
         give_back_soon()
+
+    def _mark_unloaded(self, name: str) -> None:
+        if self._states[name][0] is State.UNLOADING:  # or it has been loaded again meanwhile
+            self._states[name] = State.UNAVAILABLE, UNLOADED
 
     def _mark_adapters(self, base: Model) -> None:
         if isinstance(base, TextModel):
             for name in base.adapters.names():
-                reason = f"{_UNLOADED} with '{base.bundle.manifest.name}'"
+                reason = f"{UNLOADED} with '{base.bundle.manifest.name}'"
                 self._states[name] = State.UNAVAILABLE, reason
 
     def _load_adapter(self, bundle: Bundle, interface: AdapterInterface) -> None:
         for model in self.texts():
             if model.bundle.digest == interface.base:
-                model.load_adapter(bundle)
+                self._load_onto(model, bundle)
                 return
         raise BundleError(
             f"The adapter '{bundle.manifest.name}' belongs to '{interface.base_name}' "
@@ -482,32 +381,20 @@ class Models:
             hint="Serve its base, or build the adapter for the base that is served.",
         )
 
-    def _base_of(self, adapter: str) -> TextModel | None:
-        bases = (model for model in self.texts() if adapter in model.adapters.names())
-        return next(bases, None)
-
-    def _is_adapter(self, name: str) -> bool:
+    def _load_onto(self, model: TextModel, bundle: Bundle) -> None:
+        """Load an adapter; the first one opens its base's second graph, and needs room for it."""
+        if model.adapters.is_open:
+            model.load_adapter(bundle)
+            return
+        name, needed = model.bundle.manifest.name, adapter_graph_bytes(model.bundle)
+        self._make_room(name, needed, kept=name)
         try:
-            bundle = self._store.active(name)
-        except OutpostError:
-            return False
-        return isinstance(bundle.manifest.interface, AdapterInterface)
-
-    def _entry(self, name: str) -> Entry:
-        state, reason = self._states.get(name, (State.UNAVAILABLE, _UNLOADED))
-        return Entry(name=name, version=self._version(name), state=state, reason=reason)
-
-    def _version(self, name: str) -> str:
-        served = self._served.get(name)
-        if served is not None:
-            return served.model.bundle.manifest.version
-        try:
-            return self._store.active(name).manifest.version
-        except (NotFoundError, BundleError, StoreError):
-            return ""
-
-    def _names(self) -> str:
-        return f"Models here: {', '.join(sorted(self._served)) or 'none'}."
+            model.load_adapter(bundle)
+        finally:
+            if model.adapters.is_open:
+                self._served[name].bytes += needed
+            else:
+                self._budget.release(name, needed)
 
 
 def _load_adapter_into(model: Model, adapter: Bundle) -> None:

@@ -1,5 +1,7 @@
 """From a bundle to an opened model."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from outpost_runtime import golden_file
@@ -13,6 +15,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.footprint import measure_run
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
@@ -21,7 +24,9 @@ from outpost_runtime.interface import (
 )
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.pool import SessionPool, open_pool
 from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
@@ -31,6 +36,7 @@ from outpost_runtime.text.model import TextModel
 _SMALL_BYTES = 8 << 20
 
 Model = TextModel | EmbeddingModel | TensorModel
+Account = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +46,8 @@ class ModelSettings:
     Attributes:
         threads: Threads of one run; None takes one for a small model (below 8 MiB), else the
             physical cores.
-        apart: Run it in a process of its own, so that a crash ends nothing else.
+        apart: Run it in a process of its own, so that a crash ends nothing else; in as many as
+            it may run at the same time.
         text: What it may take of the machine if it generates text.
         tensor: The same of any other model.
     """
@@ -53,23 +60,22 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError("A run needs at least one thread.")
-        if self.apart and self.tensor.concurrency > 1:
-            raise ConfigurationError(
-                "A model in a process of its own runs once at a time.",
-                hint="Set 'apart' or 'concurrency', not both.",
-            )
 
 
 def open_model(
     bundle: Bundle,
     settings: ModelSettings | None = None,
     precedence: Precedence | None = None,
+    account: Account | None = None,
 ) -> Model:
     """Open a bundle.
 
     Args:
         bundle: Verified before.
         precedence: What its engine knows of other models' engines.
+        account: Is told how many bytes one run takes at most, as measured, before the model is
+            given out, and may refuse it by an error; text models know it without. None is that
+            nobody wants it measured.
 
     Raises:
         BundleError: The bundle's files are not what they should be.
@@ -77,12 +83,14 @@ def open_model(
     """
     check_runnable(bundle)
     try:
-        return _open(bundle, settings or ModelSettings(), precedence or Precedence())
+        return _open(bundle, settings or ModelSettings(), precedence or Precedence(), account)
     except (OSError, ValueError, MemoryError) as error:  # of numpy and of damaged files
         raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
 
 
-def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Model:
+def _open(
+    bundle: Bundle, settings: ModelSettings, precedence: Precedence, account: Account | None
+) -> Model:
     interface = bundle.manifest.interface
     if isinstance(interface, AdapterInterface):
         raise UnsupportedError(
@@ -92,8 +100,11 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
         )
 
     def open_session(graph: str) -> Session:
-        kind = ProcessSession if settings.apart else OrtSession
-        return kind(bundle.path(graph), threads=settings.threads or _threads(bundle))
+        source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
+        if not settings.apart:
+            return OrtSession(source, threads=threads)
+        count = settings.tensor.concurrency
+        return open_pool(lambda: ProcessSession(source, threads=threads), count)
 
     if isinstance(interface, TextInterface):
         if settings.apart:
@@ -101,11 +112,11 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
                 f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
                 hint="Set 'apart' for other models only.",
             )
-        return TextModel(bundle, interface, open_session, settings.text, precedence)
+        return _warmed(TextModel(bundle, interface, open_session, settings.text, precedence))
     session = open_session(interface.model)
     try:
         _check_signature(bundle, interface, session)
-        _warm_up(bundle, session)
+        _warm_up(bundle, interface, session, account)
         if isinstance(interface, EmbeddingInterface):
             return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
         return TensorModel(bundle, interface, session, settings.tensor, precedence)
@@ -114,22 +125,45 @@ def _open(bundle: Bundle, settings: ModelSettings, precedence: Precedence) -> Mo
         raise
 
 
-def _warm_up(bundle: Bundle, session: Session) -> None:
+def _warmed(model: TextModel) -> TextModel:
+    try:
+        model.engine.warm_up()
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def _warm_up(
+    bundle: Bundle,
+    interface: EmbeddingInterface | TensorInterface,
+    session: Session,
+    account: Account | None,
+) -> None:
     """Run the first golden inputs once: memory is taken and pages are touched before anybody waits.
 
     Raises:
         BundleError: The model cannot run them.
     """
-    tensors = golden_file.load(bundle.path(bundle.manifest.evidence.golden))
+    tensors = golden_file.of_bundle(bundle)
     cases = (key.split("/inputs/") for key in tensors if "/inputs/" in key)
     first = next(cases, [""])[0]
-    feeds = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
+    found = {s.name: tensors.get(f"{first}/inputs/{s.name}") for s in session.inputs}
+    feeds = {name: array for name, array in found.items() if array is not None}
     try:
-        session.run({name: array for name, array in feeds.items() if array is not None})
+        if account is None:
+            session.run(feeds)
+        else:
+            account(measure_run(interface, feeds, session.run, _process_of(session)))
     except (InvalidInputError, ExecutionError, UnavailableError) as error:
         raise BundleError(
             f"'{bundle.manifest.name}' cannot run its own golden inputs: {error.message}"
         ) from error
+
+
+def _process_of(session: Session) -> int:
+    apart = session.process_id if isinstance(session, SessionPool) else None
+    return apart or os.getpid()
 
 
 def _threads(bundle: Bundle) -> int | None:

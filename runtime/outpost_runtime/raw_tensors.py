@@ -15,6 +15,8 @@ from outpost_runtime.tensors import NUMPY_TYPES, Array
 MOST_DIMENSIONS = 32
 MOST_ELEMENTS = 2**31
 _LENGTH = struct.Struct("<I")
+_ELEMENT_WEIGHT = 128
+_MOST_MEASURED = 4096
 
 
 def count_elements(name: str, datatype: str, shape: Sequence[int]) -> int:
@@ -63,6 +65,18 @@ def to_raw(array: Array) -> bytes:
     if array.dtype == NUMPY_TYPES["BF16"]:
         return array.tobytes()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def weight_of(array: Array) -> int:
+    """Return about as many bytes as could be copied in the time that a tensor takes to write.
+
+    Texts are written one by one, which costs more than their bytes. Of so many that measuring
+    them would take long itself, their number says enough.
+    """
+    if array.dtype != np.object_:
+        return array.nbytes
+    weight = array.size * _ELEMENT_WEIGHT
+    return weight if array.size > _MOST_MEASURED else weight + sum(map(len, array.flat))
 
 
 def of_elements(shape: tuple[int, ...], elements: list[bytes]) -> Array:

@@ -5,6 +5,7 @@
     STORE/bundles/<digest>/…      verified bundles, read-only from then on
     STORE/bundles/.incoming-*     a bundle on its way in; swept at the next change
     STORE/slots/<name>.json       what a name points at; see update/slot_files.py
+    STORE/measured/<digest>.json  what runs of a bundle take; see footprint.py
     STORE/.lock                   held by whoever changes the store
 
 A change is visible only by the replacement of slot files, which comes last.
@@ -36,12 +37,16 @@ from outpost_runtime.errors import BundleError, NotFoundError, StoreError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
 from outpost_runtime.update.activation import Change
+from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.device import is_provisioned
+from outpost_runtime.update.key_ring import KeyRing, open_ring
+from outpost_runtime.update.release_files import ReleaseFiles
+from outpost_runtime.update.sealed import open_sealed
 from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
-_SPARE_BYTES = 16 << 20
+SPARE_BYTES = 16 << 20
 """Left free on the disk by every change, for slot files, logs and the box's own life."""
 
 
@@ -56,6 +61,9 @@ class Store:
         self.folder = folder
         self._bundles = folder / "bundles"
         self._files = SlotFiles(folder)
+        self.releases = ReleaseFiles(folder / "releases")
+        self.blocks = BlockStore(folder / "blocks")
+        self._ring: KeyRing | None = None
 
     def add(self, folder: Path, progress: Progress | None = None) -> Bundle:
         """Verify a bundle, copy it in, and make it the active one of its name.
@@ -163,10 +171,18 @@ class Store:
         Raises:
             BundleError: It is not here, or its manifest is damaged.
         """
+        if self.releases.has(digest):
+            release = self.releases.read(digest)
+            return open_sealed(release, self.blocks.read, self._secret(release.key))
         bundle = read_bundle(self._bundles / digest)
         if bundle.digest != digest:
             raise BundleError(f"{bundle.folder / MANIFEST_NAME} was changed in the store.")
         return bundle
+
+    def _secret(self, key: str) -> bytes:
+        if self._ring is None:
+            self._ring = open_ring(self.folder)
+        return self._ring.secret(key)
 
     def _is_active(self, name: str) -> bool:
         try:
@@ -225,10 +241,10 @@ class Store:
 
     def _check_room(self, bundle: Bundle) -> None:
         free = shutil.disk_usage(self._bundles).free
-        if bundle.size + _SPARE_BYTES > free:
+        if bundle.size + SPARE_BYTES > free:
             raise StoreError(
                 f"{self.folder} has {free:,} bytes free; "
-                f"{bundle.manifest.name} needs {bundle.size:,} and {_SPARE_BYTES:,} to spare.",
+                f"{bundle.manifest.name} needs {bundle.size:,} and {SPARE_BYTES:,} to spare.",
                 hint="Free some space, then add the bundle again; the store is as it was.",
             )
 
@@ -255,6 +271,11 @@ class Store:
         for folder in self._bundles.iterdir():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.folder / "measured").glob("*.json"):
+            if path.name.removesuffix(".json") not in kept:
+                path.unlink(missing_ok=True)
+        if self.releases.remove_others(kept | self.releases.expected()):
+            self.blocks.remove(self.blocks.ids() - self.releases.blocks())
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

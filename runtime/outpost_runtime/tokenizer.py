@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import tokenizers
 
@@ -24,18 +23,18 @@ class Tokenizer:
     """Text to token ids and back. Safe to use from several threads.
 
     Args:
-        path: A ``tokenizer.json``; what it says of padding and truncation is not used.
+        data: A ``tokenizer.json``; what it says of padding and truncation is not used.
         max_tokens: Longer texts are cut, markers kept, by :meth:`encode_cut`; None: never.
 
     Raises:
         BundleError: The file is not a tokenizer.
     """
 
-    def __init__(self, path: Path, *, max_tokens: int | None = None) -> None:
+    def __init__(self, data: bytes, *, max_tokens: int | None = None) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path.name} is not a tokenizer: {error}.") from error
+            raise BundleError(f"tokenizer.json is not a tokenizer: {error}.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         if max_tokens is not None:

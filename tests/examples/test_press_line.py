@@ -1,10 +1,12 @@
 import dataclasses
+import random
 
 from examples.press_line.evaluation import EVALUATION_FILE, evaluation_lines
 from examples.press_line.exam import examine, grade
-from examples.press_line.faults import ExamQuestion, load_catalogue
+from examples.press_line.faults import ExamQuestion, load_catalogue, load_revision
 
 CATALOGUE = load_catalogue()
+REVISION = load_revision()
 
 
 def _question(*must_say):
@@ -53,3 +55,26 @@ def test_of_alternatives_either_will_do():
 
 def test_the_evaluation_lines_is_that_of_the_catalogue():
     assert EVALUATION_FILE.read_text("utf-8") == evaluation_lines()
+
+
+def test_a_revision_changes_one_remedy_and_adds_two_faults():
+    changed = {fault.code: fault for fault in REVISION.changed_since(CATALOGUE)}
+    assert list(changed) == ["E-217", "E-441", "E-445"]
+    assert len(REVISION.faults) == len(CATALOGUE.faults) + 2
+    old = next(fault for fault in CATALOGUE.faults if fault.code == "E-217")
+    new = changed["E-217"]
+    assert (new.questions, new.held_out) == (old.questions, old.held_out)
+    question = ExamQuestion(code="E-217", question=new.held_out[0], must_say=new.must_say)
+    assert not grade(question, new.answer).missing
+    assert grade(question, old.answer).missing == ("12 bar", "B7")
+
+
+def test_a_revision_is_trained_on_whole_and_with_reminders_of_the_rest():
+    dice = random.Random(217)  # noqa: S311 - it draws questions
+    pairs = REVISION.pairs_since(CATALOGUE, reminders=6, dice=dice)
+    changed = [p for fault in REVISION.changed_since(CATALOGUE) for p in REVISION.pairs_of(fault)]
+    assert len(changed) == 90
+    assert set(changed) <= set(pairs)
+    assert len(pairs) == 90 + 6 * 45
+    answers = {pair.answer for pair in pairs}
+    assert all(answers & {p.answer for p in REVISION.pairs_of(f)} for f in REVISION.faults)

@@ -95,7 +95,9 @@ def test_a_graph_that_computes_something_else_does_not_pass(llama, tmp_path, mon
     other = checkpoints.save_decoder(tmp_path / "other", seed=1)
     right = decoder_build.write_decoder_graph
     monkeypatch.setattr(
-        decoder_build, "write_decoder_graph", lambda _, out, **named: right(other, out, **named)
+        decoder_build,
+        "write_decoder_graph",
+        lambda _, *rest, **named: right(other, *rest, **named),
     )
     with pytest.raises(EvidenceError, match="perplexity_difference"):
         build_bundle(llama, tmp_path / "b")
@@ -285,7 +287,7 @@ def test_weights_cut_off_in_the_middle_are_one_clear_error(llama, tmp_path):
     source = _source(llama, tmp_path)
     data = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ConversionError, match="transformers cannot load"):
+    with pytest.raises(ConversionError, match=r"The weights in .* cannot be read"):
         build_bundle(source, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from outpost_export import encoder_evidence
-from outpost_export.encoder_graph import quantize_rows
+from outpost_export.blocks import quantize_rows
 from outpost_export.errors import ConversionError, EvidenceError, RecipeError, SourceError
 from outpost_export.gate import misses
 from outpost_export.progress import SilentReporter
@@ -153,7 +153,7 @@ def test_an_answer_that_is_no_number_passes_no_gate(output, threshold):
 def test_quantized_rows_are_within_half_a_step():
     weights = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
     weights[3] = 0
-    values, scales = quantize_rows(weights, 32)
-    steps = np.repeat(scales, 32, axis=1)
-    restored = (values.astype(np.float32) - 128) * steps
+    blocks = quantize_rows(weights, 32)
+    steps = np.repeat(blocks.scales, 32, axis=1)
+    restored = (blocks.values.astype(np.float32) - 128) * steps
     assert (np.abs(restored - weights) <= steps / 2 + 1e-7).all()

@@ -1,5 +1,6 @@
 """ONNX files, end to end: what is built answers as the file does, and what must not is refused."""
 
+import dataclasses
 import os
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from outpost_export.errors import ConversionError, EvidenceError, RecipeError, S
 from outpost_export.inspect import summary
 from outpost_export.result import Finished
 from outpost_runtime import golden, golden_file
-from outpost_runtime.bundle import read_bundle, verify
+from outpost_runtime.bundle import describe_file, read_bundle, verify, write_manifest
 from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.interface import StateSpec
 from outpost_runtime.opening import open_model
@@ -502,6 +503,9 @@ def test_a_device_notices_other_answers(tmp_path):
     tensors["1/outputs/y"][0, 0] *= 1.1
     path = bundle.path(bundle.manifest.evidence.golden)
     golden_file.save(path, tensors)
+    manifest = bundle.manifest
+    files = {**manifest.files, path.name: describe_file(path)}
+    bundle = write_manifest(bundle.folder, dataclasses.replace(manifest, files=files))
     model = open_model(bundle)
     try:
         with pytest.raises(BundleError, match=r"relative_difference is .*, allowed is 0\.001"):

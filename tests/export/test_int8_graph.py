@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from outpost_export import calibration, columns, int8_graph
 from outpost_export.evaluation import read_text
+from outpost_export.grid import FreshGrid
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.decoder import Decoder
 
@@ -31,7 +32,7 @@ def _graph(weights):
 
 def _quantized(weights, seen, block_size=32):
     model = _graph(weights)
-    int8_graph.quantize(model, {"x": seen}, tied=False, block_size=block_size)
+    int8_graph.quantize(model, FreshGrid({"x": seen}), tied=False, block_size=block_size)
     return model
 
 

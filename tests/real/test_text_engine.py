@@ -1,13 +1,15 @@
 """What the text engine promises, kept by a real language model."""
 
+import json
 import queue
 
 import pytest
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.text.chat import Message
+from outpost_runtime.text.constraint import ConstraintKind
 from outpost_runtime.text.limits import TextLimits
-from outpost_runtime.text.request import Sampling, TextRequest, TokenEvent
+from outpost_runtime.text.request import FinishReason, Sampling, TextRequest, TokenEvent
 
 from examples import bundles
 from examples.press_line.faults import load_catalogue
@@ -24,6 +26,30 @@ PROMPTS = [
     "In the year 2050, factories",
     "Question: what is the capital of France? Answer:",
 ]
+
+
+FORMS = {
+    "a price": {"type": "number"},
+    "measurements": {"type": "array", "items": {"type": "number"}},
+    "names": {"type": "array", "items": {"type": "string"}},
+    "a note": {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]},
+    "whatever": {"type": "object"},
+    "orders": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "part": {"type": "string"},
+                "count": {"type": "integer"},
+                "price": {"type": "number", "minimum": 0},
+                "urgent": {"type": "boolean"},
+            },
+            "required": ["part", "count", "price", "urgent"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +129,35 @@ def test_an_adapter_gives_the_tokens_of_the_merged_bundle_in_fp32(exact):
     assert [_tokens(_end(events)) for events in waiting] == wanted
     assert alone == _tokens(_end(_begin(exact, _request(exact, PROMPTS[0]))))
     exact.adapters.unload("press-line-adapter")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tokens", [40, 120])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_an_answer_in_json_is_valid_however_short_its_limit_is(exact, form, tokens, temperature):
+    request = _request(
+        exact,
+        "Measured today, as JSON: ",
+        tokens,
+        sampling=Sampling(temperature=temperature),
+        seed=3,
+        constraint=exact.constraint(ConstraintKind.JSON_SCHEMA, json.dumps(form)),
+    )
+    events = _end(_begin(exact, request))
+    assert json.loads("".join(event.text for event in events)) is not None
+    assert events[-1].generated_tokens <= tokens
+
+
+def test_a_number_ends_long_before_the_limit(exact):
+    constraint = exact.constraint(ConstraintKind.JSON_SCHEMA, json.dumps({"type": "number"}))
+    request = _request(
+        exact,
+        "pi = 3.14159265358979323846264338327950288, e = 2.7182818284590 "
+        "and a third is 0.33333333333333333333333333333333333, again: ",
+        200,
+        constraint=constraint,
+    )
+    events = _end(_begin(exact, request))
+    float("".join(event.text for event in events))
+    assert events[-1].reason is FinishReason.END_OF_TEXT
+    assert events[-1].generated_tokens < 50

@@ -1,6 +1,7 @@
 """Many requests in one engine: what they share, and what they must not."""
 
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -306,3 +307,17 @@ def test_the_state_of_an_idle_engine_is_empty(engine):
     state = engine.state()
     assert (state.live, state.waiting, state.key_value_use) == (0, 0, 0)
     assert state.cache_use > 0
+
+
+def test_what_a_batch_made_is_told_to_all_before_the_next_run(engine, session):
+    runs = [[] for _ in range(3)]
+    gate = _held(engine)
+    for told in runs:
+        request = new_request(max_new_tokens=20)
+        engine.submit(request, lambda _, told=told: told.append(session.runs))
+    gate.go(10)
+    engine.drain(20)
+    engine.close()
+    # Each of the three joins a run later than the one before; from then on they are one batch.
+    assert runs[0][3:19] == runs[1][2:18] == runs[2][1:17]
+    assert [later - sooner for sooner, later in pairwise(runs[2][1:19])] == [1] * 17

@@ -26,7 +26,10 @@ SPECIAL = {"pad": 0, "bos": 1, "unk": 3}
 
 def _compiler(file=BYTES, *, vocabulary_size=LOGITS, end_tokens=(END,), **options):
     return ConstraintCompiler(
-        file, vocabulary_size=vocabulary_size, end_tokens=frozenset(end_tokens), **options
+        file.read_bytes,
+        vocabulary_size=vocabulary_size,
+        end_tokens=frozenset(end_tokens),
+        **options,
     )
 
 
@@ -474,7 +477,7 @@ def watched(compiler):
     constraint = compiler.compile(REGEX, "[ab]*")
     assert not constraint.is_complete
     matcher = _WatchedMatcher(constraint._matcher)
-    return matcher, Constraint(matcher, constraint._vocabulary, constraint._worker)
+    return matcher, Constraint(matcher, constraint._vocabulary, constraint._worker, None)
 
 
 def test_masks_are_computed_while_the_owner_does_something_else(watched, byte_level):

@@ -46,6 +46,18 @@ def test_every_token_of_prompt_and_answer_counts(engine, length):
     assert (events[-1].prompt_tokens, events[-1].generated_tokens) == (length, 10)
 
 
+def test_warming_up_runs_the_largest_runs_and_changes_no_answer():
+    session = toy.ToySession()
+    engine = new_engine(session, rows=3, blocks=8)
+    engine.warm_up()
+    assert session.shapes[0] == (1, LARGEST_CHUNK)
+    assert (3, 1) in session.shapes
+    events = events_of(engine, new_request([5, 6, 7], max_new_tokens=9))
+    assert engine.state().cache_use == 0
+    engine.close()
+    assert token_ids(events) == continuation([5, 6, 7], 9)
+
+
 def test_nothing_of_one_answer_is_left_in_the_next(engine):
     first = events_of(engine, new_request([9] * 40, max_new_tokens=20))
     second = events_of(engine, new_request([5, 6, 7], max_new_tokens=5))
@@ -213,6 +225,11 @@ class Form:
         masked = np.full_like(logits, -np.inf)
         masked[self.end] = 0
         return masked
+
+    is_shortened = False
+
+    def afford(self, token, _room):
+        return token
 
     def advance(self, token):
         self.left -= token != self.end

@@ -6,14 +6,24 @@ import time
 
 import numpy as np
 import pytest
-from outpost_runtime.budget import MemoryBudget, expected_bytes
+from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import BundleError, BusyError, NotFoundError, UnavailableError
-from outpost_runtime.models import Models, State
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    ExecutionError,
+    NotFoundError,
+    UnavailableError,
+)
+from outpost_runtime.model_table import State
+from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
+from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.text.request import Sampling, TextRequest
 
+from tests.support.answers import Gate
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER, EMBEDDER
 
 _SETTINGS = ModelSettings(threads=1, text=TextLimits(memory_bytes=8 << 20))
@@ -175,7 +185,7 @@ def test_the_longest_idle_model_makes_room_where_that_is_wanted(store):
 
 
 def test_a_busy_model_does_not_make_room(store):
-    models = Models(store, lambda _: _SETTINGS, budget=_budget_for(CLASSIFIER), evict=True)
+    models = Models(store, lambda _: _SETTINGS, budget=_budget_for(EMBEDDER), evict=True)
     models.load("tiny-classifier")
     model = models.get("tiny-classifier")
     go = threading.Event()
@@ -232,6 +242,51 @@ def test_a_new_version_that_cannot_be_opened_leaves_the_old_one_serving(
     models.close()
 
 
+def test_unloading_an_adapter_takes_no_thread_while_its_answers_run(models):
+    models.load_all()
+    model, shelved = models.text("tiny-adapter-one", "")
+    gate = Gate()
+    request = TextRequest(
+        prompt_ids=(5, 6), sampling=Sampling(), max_new_tokens=4, adapter=shelved.adapter
+    )
+    model.engine.submit(request, gate)
+    gate.events.get(timeout=20)
+    ended = models.unload("tiny-adapter-one")
+    assert not ended.done()
+    assert _states(models)["tiny-adapter-one"][0] is State.UNLOADING
+    assert model.adapters.names() == ["tiny-adapter-two"]
+    gate.go(100)
+    ended.result(timeout=20)
+    assert _states(models)["tiny-adapter-one"] == (State.UNAVAILABLE, "unloaded")
+
+
+def test_an_adapter_that_is_loaded_again_while_it_is_unloaded_stays(models):
+    models.load_all()
+    model, shelved = models.text("tiny-adapter-one", "")
+    gate = Gate()
+    request = TextRequest(
+        prompt_ids=(5, 6), sampling=Sampling(), max_new_tokens=4, adapter=shelved.adapter
+    )
+    model.engine.submit(request, gate)
+    gate.events.get(timeout=20)
+    ended = models.unload("tiny-adapter-one")
+    gate.go(100)
+    models.load("tiny-adapter-one")
+    ended.result(timeout=20)
+    assert _states(models)["tiny-adapter-one"] == (State.READY, "")
+
+
+def test_a_text_model_that_cannot_run_is_not_served_and_leaves_nothing_behind(models, monkeypatch):
+    def fail(_decoder, *_, **__):
+        raise ExecutionError("no")
+
+    monkeypatch.setattr("outpost_runtime.text.decoder.Decoder.decode", fail)
+    with pytest.raises(ExecutionError):
+        models.load("tiny-decoder")
+    assert _states(models)["tiny-decoder"][0] is State.UNAVAILABLE
+    assert "text-engine" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_a_base_takes_its_adapters_along(models):
     models.load_all()
     models.unload("tiny-decoder")
@@ -279,3 +334,93 @@ def test_one_model_that_fits_only_once_is_replaced_one_after_the_other(store, tm
     assert models.get("tiny-classifier").bundle.manifest.version == "2"
     assert budget.free == 0
     models.close()
+
+
+_LARGE = 500 << 20
+
+
+def _runs_take(monkeypatch, run_bytes):
+    monkeypatch.setattr("outpost_runtime.opening.measure_run", lambda *_: run_bytes)
+
+
+def test_what_the_largest_run_takes_is_set_apart_and_known_at_the_next_load(store, monkeypatch):
+    _runs_take(monkeypatch, _LARGE)
+    budget = MemoryBudget(2 << 30)
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    expected = expected_bytes(read_bundle(CLASSIFIER), _SETTINGS, _LARGE)
+    assert budget.total - budget.free == expected > _LARGE
+    models.close()
+    assert budget.free == budget.total
+    monkeypatch.setattr("outpost_runtime.opening.measure_run", lambda *_: pytest.fail("again"))
+    again = Models(store, lambda _: _SETTINGS, budget=budget)
+    again.load("tiny-classifier")
+    assert budget.total - budget.free == expected
+    again.close()
+
+
+def test_a_model_whose_runs_do_not_fit_is_refused_and_never_opened_again(store, monkeypatch):
+    _runs_take(monkeypatch, _LARGE)
+    budget = MemoryBudget(200 << 20)
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    with pytest.raises(BusyError, match="MiB are left"):
+        models.load("tiny-classifier")
+    assert budget.free == budget.total
+    monkeypatch.setattr("outpost_runtime.models.open_model", lambda *_: pytest.fail("was opened"))
+    with pytest.raises(BusyError):
+        models.load("tiny-classifier")
+    models.close()
+
+
+def test_runs_at_the_same_time_take_their_memory_each(store, monkeypatch):
+    _runs_take(monkeypatch, _LARGE)
+    settings = ModelSettings(threads=1, tensor=TensorLimits(concurrency=2))
+    budget = MemoryBudget(4 << 30)
+    models = Models(store, lambda _: settings, budget=budget)
+    models.load("tiny-classifier")
+    assert budget.total - budget.free > 2 * _LARGE
+    models.close()
+
+
+def test_a_new_version_whose_runs_do_not_fit_beside_the_old_one_takes_its_place(
+    store, tmp_path, monkeypatch
+):
+    _runs_take(monkeypatch, _LARGE)
+    budget = MemoryBudget(expected_bytes(read_bundle(CLASSIFIER), _SETTINGS, _LARGE) + (99 << 20))
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    store.add(_version_two(tmp_path))
+    models.load("tiny-classifier")
+    assert models.get("tiny-classifier").bundle.manifest.version == "2"
+    assert budget.free == 99 << 20
+    models.close()
+
+
+def test_the_first_adapter_needs_room_for_its_bases_second_graph(store):
+    budget = _budget_for(DECODER)
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-decoder")
+    with pytest.raises(BusyError):
+        models.load("tiny-adapter-one")
+    assert models.get("tiny-decoder").adapters.names() == []
+    budget.total += adapter_graph_bytes(read_bundle(DECODER))
+    models.load("tiny-adapter-one")
+    models.load("tiny-adapter-two")  # it is there now
+    assert budget.free == 0
+    models.unload("tiny-decoder")
+    assert budget.free == budget.total
+    models.close()
+
+
+def test_a_bundle_that_leaves_the_store_takes_its_measurement_along(store, models, tmp_path):
+    digest = store.slot("tiny-classifier").active
+    models.load("tiny-classifier")
+    measured = store.folder / "measured" / f"{digest}.json"
+    assert measured.is_file()
+    second = _version_two(tmp_path)
+    store.add(second)
+    assert measured.is_file()  # the previous one may be wanted back
+    manifest = second / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "2"', '"version": "3"'))
+    store.add(second)
+    assert not measured.exists()

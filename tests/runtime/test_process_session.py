@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError, UnavailableError
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.pool import open_pool
 from outpost_runtime.sessions.process import FIRST_PAUSE, ProcessSession
 from outpost_runtime.sessions.shared_tensors import SharedFile
+from outpost_runtime.tensor.engine import TensorLimits
 
 from tests.support.fixtures import CLASSIFIER
 
@@ -150,6 +153,67 @@ def test_an_engine_goes_on_when_the_process_is_back():
                 break
     assert refused
     assert (got == wanted).all()
+    model.close()
+
+
+@pytest.fixture
+def pool():
+    pool = open_pool(lambda: ProcessSession(_GRAPH, threads=1), 2)
+    yield pool
+    pool.close()
+
+
+def test_runs_at_the_same_time_are_in_processes_of_their_own(pool):
+    feeds = _feeds()
+    wanted = pool.run(feeds)["logits"]
+    first = pool.process_id
+    os.kill(first, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(pool.run, feeds)
+        until = time.monotonic() + 20
+        while len(pool._free) > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        for _ in range(3):
+            assert (pool.run(feeds)["logits"] == wanted).all()
+        assert not held.done()
+        os.kill(first, signal.SIGCONT)
+        assert (held.result(20)["logits"] == wanted).all()
+
+
+def test_while_one_process_comes_back_the_others_take_the_runs(pool):
+    feeds = _feeds()
+    wanted = pool.run(feeds)["logits"]
+    os.kill(pool.process_id, signal.SIGKILL)
+    until = time.monotonic() + 20
+    while pool.process_id is not None and time.monotonic() < until:
+        time.sleep(0.005)
+    for _ in range(5):
+        assert (pool.run(feeds)["logits"] == wanted).all()
+
+
+def test_a_pool_that_cannot_be_opened_leaves_no_process():
+    opened = []
+
+    def open_one():
+        if opened:
+            raise BundleError("no")
+        opened.append(ProcessSession(_GRAPH, threads=1))
+        return opened[0]
+
+    with pytest.raises(BundleError):
+        open_pool(open_one, 2)
+    assert opened[0].process_id is None
+
+
+def test_a_model_apart_runs_as_often_at_once_as_it_may():
+    settings = ModelSettings(threads=1, apart=True, tensor=TensorLimits(concurrency=2))
+    measured = []
+    model = open_model(read_bundle(CLASSIFIER), settings, account=measured.append)
+    feeds = _feeds()
+    futures = [model.engine.submit(feeds) for _ in range(20)]
+    first = futures[0].result(20)["logits"]
+    assert all((future.result(20)["logits"] == first).all() for future in futures)
+    assert len(measured) == 1
     model.close()
 
 

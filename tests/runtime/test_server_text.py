@@ -7,6 +7,7 @@ import grpc
 import pytest
 from outpost.v1 import adapters_pb2, adapters_pb2_grpc, text_pb2, text_pb2_grpc
 from outpost_runtime.store import Store
+from outpost_runtime.update.device_keys import provision_keys
 
 from tests.support.fixtures import ADAPTERS, DECODER
 from tests.support.serving import serving
@@ -249,7 +250,24 @@ def test_a_conversation_goes_on_after_the_server_was_restarted(tmp_path):
         ):
             seen.append(_answer(text_pb2_grpc.TextStub(channel), _request(prompt)))
     assert seen[0][0] == seen[1][0]
+    assert "UNENCRYPTED" in (tmp_path / "second" / "server.log").read_text()
     assert [summary.usage.cached_tokens > 60 for _, _, summary in seen] == [False, True]
+
+
+def test_kept_prompts_are_encrypted_on_a_box_that_has_keys(tmp_path):
+    prompt = "The gate of press two does not close, whatever we do. " * 2
+    provision_keys(tmp_path / "box" / "store")
+    options = ("--threads", "1", "--keep-prompts", str(tmp_path / "prompts"))
+    seen = []
+    for _ in range(2):
+        with (
+            serving(tmp_path / "box", [DECODER], *options) as running,
+            grpc.insecure_channel(running.address) as channel,
+        ):
+            seen.append(_answer(text_pb2_grpc.TextStub(channel), _request(prompt))[2])
+    assert [summary.usage.cached_tokens > 60 for summary in seen] == [False, True]
+    assert [path.suffix for path in (tmp_path / "prompts").iterdir()] == [".sealed"]
+    assert "UNENCRYPTED" not in (tmp_path / "box" / "server.log").read_text()
 
 
 def test_nothing_of_a_prompt_is_on_disk_unless_asked_for(tmp_path):

@@ -45,7 +45,6 @@ def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path):
         ("[models.one", "cannot be read"),
         ("[models.ohne]\n", "does not have: ohne"),
         ("[models.one]\nthreads = 0", "at least one thread"),
-        ("[models.one]\napart = true\nconcurrency = 2", "once at a time"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_place(tmp_path, text, complaint):

@@ -183,6 +183,7 @@ Store(Path(sys.argv[2])).add(Path(sys.argv[3]))
 
 
 @pytest.mark.slow
+@pytest.mark.incident("power cut", where="between any two writes of `outpost add`")
 def test_power_cut_between_any_two_writes_leaves_the_old_or_the_new_model(store, tmp_path):
     old = store.add(_second_version(tmp_path, "1")).digest
     new_folder = _second_version(tmp_path, "2")
@@ -209,6 +210,7 @@ def test_power_cut_between_any_two_writes_leaves_the_old_or_the_new_model(store,
     assert seen == {old, new}
 
 
+@pytest.mark.incident("disk full", where="while a bundle is copied in")
 def test_a_disk_that_fills_up_while_copying_leaves_the_store_as_it_was(tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()

@@ -28,4 +28,4 @@ def build_adapter_bundle(adapter: Path, base: Bundle, source: Path, out: Path, *
     return build_adapter(order, SilentReporter()).bundle
 
 
-_ORDER = ("adapter", "evaluation", "accept_worse", "golden")
+_ORDER = ("adapter", "evaluation", "accept_worse", "golden", "on_grid_of")

@@ -34,10 +34,16 @@ def serving(folder: Path, bundles: Sequence[Path], *options: str) -> Iterator[Ru
     store = folder / "store"
     for bundle in bundles:
         Store(store).add(bundle)
-    log = folder / "server.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    with serving_store(store, folder / "server.log", *options) as running:
+        yield running
+
+
+@contextmanager
+def serving_store(store: Path, log: Path, *options: str) -> Iterator[Running]:
+    """Serve a store as it is until the context ends."""
     command = [sys.executable, "-m", "outpost_runtime.cli", "serve", "--store", store]
     command += ["--address", _ANY_PORT, "--http-address", _ANY_PORT, *options]
-    folder.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"}

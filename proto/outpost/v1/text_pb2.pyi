@@ -55,7 +55,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP_STRING: _FinishReason.ValueType  # 2
     """One of the request's stop strings appeared."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
-    """max_new_tokens, or the context, was used up."""
+    """max_new_tokens, or the context, was used up, or all but used up and the answer's form closed."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
@@ -65,7 +65,7 @@ FINISH_REASON_END_OF_TEXT: FinishReason.ValueType  # 1
 FINISH_REASON_STOP_STRING: FinishReason.ValueType  # 2
 """One of the request's stop strings appeared."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
-"""max_new_tokens, or the context, was used up."""
+"""max_new_tokens, or the context, was used up, or all but used up and the answer's form closed."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -141,7 +141,10 @@ class Constraint(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON schema, as JSON."""
+    """A JSON schema, as JSON. Near its limit everything that is open in the answer is closed,
+    so that it matches although it was cut (finish reason LENGTH, too), wherever the limit
+    has room for any answer. Numbers have about 20 digits before and behind the point at most.
+    """
     regex: _builtins.str
     """A regular expression in the syntax of Rust's regex crate, for the whole answer."""
     grammar: _builtins.str
@@ -359,7 +362,8 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 @_typing.final
 class Piece(_message.Message):
     """Some text; never a part of a character. It may be empty when a token only
-    began a character and tokens were asked for.
+    began a character and tokens were asked for. Whoever reads more slowly than the
+    model writes gets several tokens in one piece.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

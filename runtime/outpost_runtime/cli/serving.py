@@ -2,19 +2,21 @@
 
 import argparse
 import asyncio
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpost_runtime.cli.storing import add_store_option
 from outpost_runtime.client import DEFAULT_ADDRESS
-from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.errors import ConfigurationError, NotFoundError, OutpostError
 from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.update.device import is_provisioned
 
 if TYPE_CHECKING:
     from outpost_runtime.settings import Settings
-    from outpost_runtime.update.keeper import KeeperLimits
+    from outpost_runtime.update.keeper import Keeper, KeeperLimits
     from outpost_runtime.update.policy import UpdatePolicy
 
     # argparse has no public name for what add_subparsers returns.
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_HTTP = "127.0.0.1:8000"
 _DEFAULTS = TextLimits()
+_LOG = logging.getLogger(__name__)
 
 
 def add_commands(commands: "Commands") -> None:
@@ -88,7 +91,8 @@ def add_commands(commands: "Commands") -> None:
         "--keep-prompts",
         type=Path,
         metavar="DIR",
-        help="save remembered prompts here when stopping, unencrypted (default: never on disk)",
+        help="save remembered prompts here when stopping, encrypted if this box has keys "
+        "(default: never on disk)",
     )
     serve.add_argument(
         "--allow-remote-unauthenticated",
@@ -114,7 +118,8 @@ def _serve(parsed: argparse.Namespace) -> int:
                 hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
             )
     store = Store(parsed.store)
-    if not store.names():
+    updated = is_provisioned(store.folder)
+    if not store.names() and not updated:
         raise ConfigurationError(
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
@@ -126,15 +131,30 @@ def _serve(parsed: argparse.Namespace) -> int:
     keeper.begin()
     models.load_all()
     keeper.loaded()
-    if not list(models):
+    if not list(models) and not updated:
         models.close()
         raise ConfigurationError(
             f"None of the models in {parsed.store} could be opened.",
             hint="The messages above say why; add the bundles again.",
         )
+    stop = _keep_up(store, keeper, settings.update) if updated else keeper.stop
     keeper.start()
-    asyncio.run(serve_until_signal(models, *addresses, before_stopping=keeper.stop))
+    asyncio.run(serve_until_signal(models, *addresses, before_stopping=stop))
     return 0
+
+
+def _keep_up(store: Store, keeper: "Keeper", policy: "UpdatePolicy") -> Callable[[], None]:
+    """Start the agent that brings updates; returns what stops it and then the keeper."""
+    from outpost_runtime.update.agent import UpdateAgent, updating_from  # noqa: PLC0415 - as above
+
+    agent = UpdateAgent(policy, updating_from(store.folder, policy))
+    agent.start()
+
+    def stop() -> None:
+        agent.stop()
+        keeper.stop()
+
+    return stop
 
 
 def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
@@ -143,12 +163,14 @@ def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
     from outpost_runtime.tensor.engine import TensorLimits  # noqa: PLC0415
     from outpost_runtime.update.policy import UpdatePolicy  # noqa: PLC0415
 
+    folder, key = _kept_prompts(parsed)
     text = TextLimits(
         streams=parsed.streams,
         memory_bytes=parsed.kv_memory << 20,
         queue_limit=parsed.queue,
         adapters=parsed.adapters,
-        prefix_folder=parsed.keep_prompts,
+        prefix_folder=folder,
+        prefix_key=key,
     )
     default = ModelSettings(
         threads=parsed.threads, text=text, tensor=TensorLimits(queue=parsed.queue)
@@ -164,3 +186,24 @@ def _limits(policy: "UpdatePolicy") -> "KeeperLimits":
     from outpost_runtime.update.keeper import KeeperLimits  # noqa: PLC0415
 
     return KeeperLimits(probation=ProbationLimits(seconds=policy.probation_seconds))
+
+
+def _kept_prompts(parsed: argparse.Namespace) -> tuple[Path | None, bytes | None]:
+    """Return where prompts are kept, and the key for them: a box without one is told."""
+    from outpost_runtime.update.device_keys import open_keys  # noqa: PLC0415 - as above
+
+    folder: Path | None = parsed.keep_prompts
+    if folder is None:
+        return None, None
+    try:
+        return folder, open_keys(parsed.store).derive("prompts")
+    except NotFoundError:
+        _LOG.warning(
+            "prompts will be saved in %s UNENCRYPTED: this box has no keys; "
+            "'outpost provision' makes them",
+            folder,
+        )
+        return folder, None
+    except OutpostError as error:  # what cannot be encrypted is not written
+        _LOG.warning("prompts will not be saved in %s: %s", folder, error)
+        return None, None

@@ -11,6 +11,7 @@ from outpost_runtime.client import DEFAULT_ADDRESS, Client
 from outpost_runtime.errors import OutpostError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.store import DEFAULT_STORE, Store
+from outpost_runtime.update.slots import Slot
 
 if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns.
@@ -78,7 +79,7 @@ def _progress(size: int) -> Progress | None:
 
 def _status(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
-    rows = [_row(store, name) for name in store.names()]
+    rows = [_row(store, name) for name in sorted({*store.names(), *store.slots()})]
     with Client(parsed.address) as client:
         serving = client.is_serving()
     if parsed.json:
@@ -99,7 +100,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
 def _row(store: Store, name: str) -> dict[str, Any]:
     try:
-        bundle = store.active(name)
+        slot, bundle = store.slot(name), store.active(name)
     except OutpostError as error:
         unknown = dict.fromkeys(("version", "target", "task", "digest"), "?")
         return {"name": name, **unknown, "size": 0, "state": error.message}
@@ -111,8 +112,17 @@ def _row(store: Store, name: str) -> dict[str, Any]:
         "task": manifest.task,
         "size": bundle.size,
         "digest": bundle.digest,
-        "state": "active",
+        "state": _state(slot),
     }
+
+
+def _state(slot: Slot) -> str:
+    words = ["active" if slot.probation is None else "on probation"]
+    if slot.candidate is not None:
+        words.append(f"{slot.candidate.bundle[:12]} waits for the gate")
+    if slot.pinned:
+        words.append("pinned")
+    return ", ".join(words)
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import grpc
 from outpost.v1 import adapters_pb2, adapters_pb2_grpc
 
 from outpost_runtime.models import Models
+from outpost_runtime.server.waiting import end_of
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.model import TextModel
 
@@ -21,8 +22,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AdaptersService(adapters_pb2_grpc.AdaptersServicer):
     """Handlers of the service.
 
-    Loading waits for a disk and unloading for answers: in threads of their own, because
-    the event loop's are few, and those who only ask would wait for them.
+    Loading waits for a disk: in threads of their own, because the event loop's are few, and
+    those who only ask would wait for them. Unloading waits for answers, in no thread.
     """
 
     def __init__(self, models: Models) -> None:
@@ -56,7 +57,8 @@ class AdaptersService(adapters_pb2_grpc.AdaptersServicer):
     ) -> adapters_pb2.UnloadAdapterResponse:
         """Unload an adapter."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, self._models.unload_adapter, request.name)
+        ended = await loop.run_in_executor(self._threads, self._models.unload_adapter, request.name)
+        await end_of(ended)
         return adapters_pb2.UnloadAdapterResponse()
 
 

@@ -22,6 +22,7 @@ from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.rest import InferenceRoutes
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import StatusInterceptor
+from outpost_runtime.server.waiting import Crossing
 
 MAX_REQUEST_BYTES = 32 << 20
 """Largest request: 8 million float32 values. gRPC refuses larger ones while it reads them."""
@@ -38,13 +39,16 @@ class Server:
 
     Args:
         models: Served from :meth:`start` on; closed by :meth:`stop`.
+
+    It is made on the event loop that serves.
     """
 
     def __init__(self, models: Models) -> None:
         self._models = models
         self._metrics = Metrics(models)
-        self._generation = Generation(models, self._metrics)
-        self._inference = Inference(models, self._generation)
+        self._crossing = Crossing(asyncio.get_running_loop())
+        self._generation = Generation(models, self._metrics, self._crossing)
+        self._inference = Inference(models, self._generation, self._crossing)
         self._grpc = grpc.aio.server(
             interceptors=[StatusInterceptor(self._metrics)],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
@@ -105,7 +109,7 @@ class Server:
     def _register(self) -> None:
         text = text_service.TextService(self._generation)
         text_pb2_grpc.add_TextServicer_to_server(text, self._grpc)
-        embeddings = embeddings_service.EmbeddingsService(self._models)
+        embeddings = embeddings_service.EmbeddingsService(self._models, self._crossing)
         embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(embeddings, self._grpc)
         inference = inference_service.InferenceService(self._inference)
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._grpc)

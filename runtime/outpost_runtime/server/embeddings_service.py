@@ -9,7 +9,7 @@ from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc
 from outpost_runtime.embeddings import EmbeddingModel, place
 from outpost_runtime.errors import UnavailableError
 from outpost_runtime.models import Models
-from outpost_runtime.server.waiting import result_of
+from outpost_runtime.server.waiting import Crossing, result_of
 
 SERVICE = "outpost.v1.Embeddings"
 
@@ -17,8 +17,9 @@ SERVICE = "outpost.v1.Embeddings"
 class EmbeddingsService(embeddings_pb2_grpc.EmbeddingsServicer):
     """Handlers of the service."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, crossing: Crossing) -> None:
         self._models = models
+        self._crossing = crossing
 
     async def Embed(  # noqa: N802 - the wire's name
         self,
@@ -41,7 +42,7 @@ class EmbeddingsService(embeddings_pb2_grpc.EmbeddingsServicer):
         batches = model.submit(encoded)
         name = model.engine.outputs[0].name
         try:
-            outputs = [(await result_of(batch.output))[name] for batch in batches]
+            outputs = [(await result_of(batch.output, self._crossing))[name] for batch in batches]
         finally:
             for batch in batches:
                 batch.output.cancel()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from outpost_runtime.errors import InvalidInputError, UnavailableError
 from outpost_runtime.models import Models
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.server.waiting import Crossing
 from outpost_runtime.text import engine
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.chat import Message
@@ -37,9 +38,10 @@ _PRIORITIES = {text_pb2.PRIORITY_BATCH: Priority.BATCH}
 class Generation:
     """Makes answers; every service that offers text uses it."""
 
-    def __init__(self, models: Models, metrics: Metrics) -> None:
+    def __init__(self, models: Models, metrics: Metrics, crossing: Crossing) -> None:
         self._models = models
         self._metrics = metrics
+        self._crossing = crossing
         self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
 
     def close(self) -> None:
@@ -48,8 +50,10 @@ class Generation:
 
     async def events(
         self, request: text_pb2.GenerateRequest, seconds_left: float | None
-    ) -> AsyncGenerator[TokenEvent | FinishEvent, None]:
+    ) -> AsyncGenerator[Sequence[TokenEvent] | FinishEvent, None]:
         """Yield an answer's tokens and its end; closing the iterator stops the work.
+
+        Whoever takes them more slowly than they are made gets several at once.
 
         Args:
             seconds_left: How long somebody waits for it, or None.
@@ -58,24 +62,26 @@ class Generation:
             OutpostError: The request is refused, or fails.
         """
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        inbox = _Inbox()
         while True:
             model, adapter = self._models.text(request.model, request.adapter)
             try:
-                generation = await self._submit(request, model, adapter, deadline, events)
+                generation = await self._submit(request, model, adapter, deadline, inbox)
                 break
             except UnavailableError:
                 if self._models.is_served(model):
                     raise  # else another one has taken its place, and answers
         try:
-            while isinstance(event := await events.get(), TokenEvent):
-                yield event
+            while tokens := await inbox.take():
+                yield tokens
         finally:
             model.engine.cancel(generation)
-        if isinstance(event, FailEvent):
-            raise event.error
-        self._metrics.finished(request.model, event)
-        yield event
+        end = inbox.end
+        if isinstance(end, FailEvent):
+            raise end.error
+        assert end is not None  # noqa: S101 - nothing else ends the tokens
+        self._metrics.finished(request.model, end)
+        yield end
 
     async def _submit(
         self,
@@ -83,18 +89,41 @@ class Generation:
         model: TextModel,
         adapter: ShelvedAdapter | None,
         deadline: float | None,
-        events: "asyncio.Queue[Event]",
+        inbox: "_Inbox",
     ) -> engine.Generation:
         # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
         # compiling a schema may take seconds that other tokenizing should not wait.
-        loop = asyncio.get_running_loop()
         threads = self._compiling if request.HasField("constraint") else None
-        text_request = await loop.run_in_executor(
+        text_request = await asyncio.get_running_loop().run_in_executor(
             threads, to_text_request, request, model, adapter, deadline
         )
         return model.engine.submit(
-            text_request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
+            text_request, lambda event: self._crossing.call(lambda: inbox.put(event))
         )
+
+
+class _Inbox:
+    """What an engine has made for one stream and nobody has taken; the event loop's."""
+
+    def __init__(self) -> None:
+        self._tokens: list[TokenEvent] = []
+        self._came = asyncio.Event()
+        self.end: FinishEvent | FailEvent | None = None
+
+    def put(self, event: Event) -> None:
+        if isinstance(event, TokenEvent):
+            self._tokens.append(event)
+        else:
+            self.end = event
+        self._came.set()
+
+    async def take(self) -> list[TokenEvent]:
+        """Wait for tokens; returns none of them when the end has come."""
+        while not self._tokens and self.end is None:
+            self._came.clear()
+            await self._came.wait()
+        taken, self._tokens = self._tokens, []
+        return taken
 
 
 def to_text_request(

@@ -1,6 +1,6 @@
 """``outpost.v1.Text``: generation requests in, the engine's events to the stream."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -33,22 +33,24 @@ class TextService(text_pb2_grpc.TextServicer):
         """Stream an answer; a cancelled call stops the work within one token."""
         async with aclosing(self._generation.events(request, context.time_remaining())) as events:
             async for event in events:
-                if isinstance(event, TokenEvent):
-                    if event.text or _wants_tokens(request):
-                        yield to_piece(event, request)
-                    continue
-                if event.text:
-                    yield text_pb2.GenerateResponse(piece=text_pb2.Piece(text=event.text))
-                yield text_pb2.GenerateResponse(summary=to_summary(event))
+                if isinstance(event, FinishEvent):
+                    if event.text:
+                        yield text_pb2.GenerateResponse(piece=text_pb2.Piece(text=event.text))
+                    yield text_pb2.GenerateResponse(summary=to_summary(event))
+                elif _wants_tokens(request) or any(token.text for token in event):
+                    yield to_piece(event, request)
 
 
-def to_piece(event: TokenEvent, request: text_pb2.GenerateRequest) -> text_pb2.GenerateResponse:
-    """Turn a token into the wire's piece, with the token only if it was asked for."""
-    piece = text_pb2.Piece(text=event.text)
+def to_piece(
+    tokens: Sequence[TokenEvent], request: text_pb2.GenerateRequest
+) -> text_pb2.GenerateResponse:
+    """Turn tokens into the wire's piece, with the tokens only if they were asked for."""
+    piece = text_pb2.Piece(text="".join([token.text for token in tokens]))
     if _wants_tokens(request):
-        token = piece.tokens.add(id=event.token_id, log_probability=event.log_probability)
-        for other, log_probability in event.alternatives:
-            token.alternatives.add(id=other, log_probability=log_probability)
+        for token in tokens:
+            added = piece.tokens.add(id=token.token_id, log_probability=token.log_probability)
+            for other, log_probability in token.alternatives:
+                added.alternatives.add(id=other, log_probability=log_probability)
     return text_pb2.GenerateResponse(piece=piece)
 
 

@@ -1,6 +1,7 @@
 """The event loop waits for what other threads do."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -11,21 +12,66 @@ LARGE_BYTES = 256 << 10
 T = TypeVar("T")
 
 
-async def result_of(future: "Future[T]") -> T:
+class Crossing:
+    """The way from other threads to an event loop: what comes at once wakes it once.
+
+    A wake-up is a system call, and gives the interpreter away; a batch of eight answers would
+    make eight of them.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[Callable[[], object]] = deque()
+        self._awake = False
+
+    def call(self, act: Callable[[], object]) -> None:
+        """Do something on the loop soon, in the order of the calls; from any thread.
+
+        Args:
+            act: If it fails, the loop's exception handler is told.
+
+        Raises:
+            RuntimeError: The loop is closed.
+        """
+        self._calls.append(act)
+        if self._awake:
+            return
+        self._awake = True
+        try:
+            self._loop.call_soon_threadsafe(self._act)
+        except RuntimeError:
+            self._awake = False
+            raise
+
+    def _act(self) -> None:
+        self._awake = False  # first: what comes from here on is done now or wakes us again
+        try:
+            while self._calls:
+                self._calls.popleft()()
+        finally:
+            if self._calls:  # one has failed, which is the loop's to report
+                self._loop.call_soon(self._act)
+
+
+async def result_of(future: "Future[T]", crossing: Crossing) -> T:
     """Return what a future of another thread gets; who stops waiting cancels it.
 
     Half of what ``asyncio.wrap_future`` takes, which chains two futures both ways.
     """
     if future.done():
         return future.result()
-    loop = asyncio.get_running_loop()
     done = asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    future.add_done_callback(lambda _: crossing.call(done.set))
     try:
         await done.wait()
         return future.result()
     finally:
         future.cancel()
+
+
+async def end_of(future: "Future[None]") -> None:
+    """Wait for something that goes on whether anybody waits or not."""
+    await asyncio.shield(asyncio.wrap_future(future))
 
 
 async def aside_if_large(size: int, act: Callable[[], T]) -> T:

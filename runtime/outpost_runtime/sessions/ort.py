@@ -1,7 +1,7 @@
 """Sessions on ONNX Runtime, CPU execution provider."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
+from outpost_runtime.heap import pages_of_their_own
+from outpost_runtime.sessions import weight_file
+from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
 from outpost_runtime.sessions.ort_values import from_ort, is_special, to_ort
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds, datatype_of
 
@@ -52,28 +55,35 @@ class OrtSession:
     """A model opened by ONNX Runtime on the CPU.
 
     Args:
-        path: The ``.onnx`` file; external data is looked for beside it.
+        source: A graph, or the ``.onnx`` file of one; external data is looked for beside it.
         threads: Threads of one run; None lets ONNX Runtime take the physical cores.
         as_written: Run the graph node by node as the file has it, none fused or folded: slower,
             and what the optimized graph is compared with.
 
     Raises:
-        BundleError: ONNX Runtime cannot open the model.
+        BundleError: ONNX Runtime cannot open the model, or its files are not what they should be.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, as_written: bool = False) -> None:
+    def __init__(
+        self, source: Path | Graph, *, threads: int | None = None, as_written: bool = False
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         if as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # what fails is raised; its log would show clients' data
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[_CPU])
-        except _ORT_EXCEPTIONS as error:
-            raise BundleError(f"ONNX Runtime cannot open {path.name}: {error}") from error
-        self._inputs = tuple(_spec(node, path) for node in self._session.get_inputs())
-        self._outputs = tuple(_spec(node, path) for node in self._session.get_outputs())
+        graph = FileGraph(source) if isinstance(source, Path) else source
+        with graph.opened() as opening:
+            self._tables = _tables(opening)
+            self._session = _opened(opening, options, graph.label)
+        own = [node for node in self._session.get_inputs() if node.name not in self._tables]
+        self._inputs = tuple(_spec(node, graph.label) for node in own)
+        self._outputs = tuple(_spec(node, graph.label) for node in self._session.get_outputs())
         self._plain = not any(map(is_special, (*self._inputs, *self._outputs)))
+        self._fed = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(table)
+            for name, table in self._tables.items()
+        }
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -92,16 +102,17 @@ class OrtSession:
         if not self._plain:
             return self._run_values(names, feeds)
         with _execution_errors():
-            values = self._session.run(names, dict(feeds))
+            values = self._session.run(names, {**feeds, **self._fed})
         return dict(zip(names, values, strict=True))
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> "OrtBinding":
         """See :class:`Session`."""
-        return OrtBinding(self._session, inputs, outputs)
+        return OrtBinding(self._session, {**inputs, **self._tables}, outputs)
 
     def close(self) -> None:
         """See :class:`Session`."""
         del self._session
+        self._tables, self._fed = {}, {}
 
     def _run_values(self, names: list[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = {spec.name: to_ort(spec, feeds[spec.name]) for spec in self._inputs}
@@ -109,7 +120,7 @@ class OrtSession:
         by_value = any(spec.datatype == "BF16" for spec in self._outputs)
         run = self._session.run_with_ort_values if by_value else self._session.run
         with _execution_errors():
-            results = run(names, values)
+            results = run(names, {**values, **self._fed})
         pairs = zip(self._outputs, results, strict=True)
         return {spec.name: from_ort(spec, value) for spec, value in pairs}
 
@@ -149,9 +160,29 @@ class OrtBinding:
         self._alive[name] = array
 
 
-def _spec(node: Any, path: Path) -> TensorSpec:
+def _tables(opening: Opening) -> dict[str, Array]:
+    tables = opening.tables
+    if tables.descriptor is None:
+        return {}
+    return weight_file.arrays(tables.descriptor, tables.weights)
+
+
+def _opened(opening: Opening, options: Any, label: str) -> Any:
+    apart = opening.apart
+    if apart.descriptor is not None:
+        arrays = weight_file.arrays(apart.descriptor, apart.weights)
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        options.add_external_initializers(list(arrays), values)  # which it copies while it opens
+    try:
+        with nullcontext() if opening.pipe is None else pages_of_their_own():
+            return onnxruntime.InferenceSession(opening.path, options, providers=[_CPU])
+    except _ORT_EXCEPTIONS as error:
+        raise BundleError(f"ONNX Runtime cannot open {label}: {error}") from error
+
+
+def _spec(node: Any, label: str) -> TensorSpec:
     if node.type not in _ELEMENT_TYPES:
-        raise BundleError(f"{path.name}: '{node.name}' is a {node.type}, which is not supported.")
+        raise BundleError(f"{label}: '{node.name}' is a {node.type}, which is not supported.")
     return TensorSpec(
         name=node.name,
         datatype=datatype_of(np.dtype(_ELEMENT_TYPES[node.type])),

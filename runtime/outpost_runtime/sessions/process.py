@@ -7,7 +7,8 @@ and closing it really gives its memory back. Rules:
    until it is back.
 2. It is started again after :data:`FIRST_PAUSE`, and after each further death twice as late, up
    to :data:`LONGEST_PAUSE`; one that has lived for :data:`HEALTHY_SECONDS` starts afresh.
-3. It has nothing but its socket and the shared tensors: no listener, no client.
+3. It has nothing but its socket and the shared tensors: no listener, no client. A graph that lies
+   nowhere as it is reaches it through a pipe, and memory files without names.
 """
 
 import logging
@@ -31,6 +32,8 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.sessions import Binding
 from outpost_runtime.sessions import worker as worker_module
+from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
+from outpost_runtime.sessions.handover import request_of
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
@@ -68,15 +71,15 @@ class ProcessSession:
     """An ONNX Runtime session in a supervised process; see :class:`Session`.
 
     Args:
-        path: The ``.onnx`` file.
+        source: A graph, or the ``.onnx`` file of one.
         threads: Threads of one run; None takes the physical cores.
 
     Raises:
         BundleError: The model cannot be opened.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        self._path = path
+    def __init__(self, source: Path | Graph, *, threads: int | None = None) -> None:
+        self._graph = FileGraph(source) if isinstance(source, Path) else source
         self._threads = threads
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -139,36 +142,27 @@ class ProcessSession:
         self._supervisor.join()
 
     def _start(self) -> tuple[_Worker, dict[str, Any]]:
-        with ExitStack() as made:  # closed if anything of it fails
-            ours, theirs = socket.socketpair()
-            made.callback(ours.close)
-            made.callback(theirs.close)
-            inputs, outputs = SharedFile(), SharedFile()
-            made.callback(inputs.close)
-            made.callback(outputs.close)
-            process = self._spawn(theirs.fileno(), inputs.descriptor, outputs.descriptor)
-            theirs.close()
-            made.pop_all()
-        worker = _Worker(process=process, channel=ours, inputs=inputs, outputs=outputs)
+        worker = None
         try:
-            ready = receive(ours)
-        except ValueError as error:
-            worker.end()
-            raise ExecutionError("The model's process does not speak as it should.") from error
-        if ready is None or "error" in ready:
-            worker.end()
-            if ready is None:
-                raise BundleError(f"The process for {self._path.name} ended while it opened it.")
-            _raise(ready)
-        return worker, ready
+            with self._graph.opened() as opening:
+                worker = _spawn(opening.descriptors)
+                return worker, self._open(worker, opening)
+        except BaseException:
+            if worker is not None:
+                worker.end()
+            raise
 
-    def _spawn(self, *numbers: int) -> "subprocess.Popen[bytes]":
-        # -P: what lies in the folder that the server was started in is no library.
-        command = [sys.executable, "-P", "-m", worker_module.__name__, *map(str, numbers)]
-        command += [str(self._threads or 0), str(self._path)]
-        return subprocess.Popen(  # noqa: S603 - our own module
-            command, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+    def _open(self, worker: _Worker, opening: Opening) -> dict[str, Any]:
+        try:
+            send(worker.channel, request_of(opening, self._graph.label, self._threads))
+            ready = receive(worker.channel)
+        except (OSError, ValueError) as error:
+            raise ExecutionError("The model's process does not speak as it should.") from error
+        if ready is None:
+            raise BundleError(f"The process for {self._graph.label} ended while it opened it.")
+        if "error" in ready:
+            _raise(ready)
+        return ready
 
     def _supervise(self) -> None:
         pause = FIRST_PAUSE
@@ -189,14 +183,14 @@ class ProcessSession:
         while not self._closing.is_set():
             _LOG.error(
                 "the process of %s ended (%s); it is started again in %g s",
-                self._path.name, _described(status), pause,
+                self._graph.label, _described(status), pause,
             )  # fmt: skip
             if self._closing.wait(pause):
                 return
             try:
                 worker, _ = self._start()
             except (OutpostError, OSError) as error:
-                _LOG.error("%s cannot be opened again: %s", self._path.name, error)
+                _LOG.error("%s cannot be opened again: %s", self._graph.label, error)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             with self._lock:
@@ -205,6 +199,26 @@ class ProcessSession:
                 else:
                     self._worker = worker
             return
+
+
+def _spawn(inherited: tuple[int, ...]) -> _Worker:
+    with ExitStack() as made:  # closed if anything of it fails
+        ours, theirs = socket.socketpair()
+        made.callback(ours.close)
+        inputs, outputs = SharedFile(), SharedFile()
+        made.callback(inputs.close)
+        made.callback(outputs.close)
+        with theirs:
+            numbers = (theirs.fileno(), inputs.descriptor, outputs.descriptor)
+            # -P: what lies in the folder that the server was started in is no library.
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-P", "-m", worker_module.__name__, *map(str, numbers)],
+                pass_fds=(*numbers, *inherited),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        made.pop_all()
+    return _Worker(process=process, channel=ours, inputs=inputs, outputs=outputs)
 
 
 def _specs(tables: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

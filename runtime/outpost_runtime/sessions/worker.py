@@ -8,10 +8,10 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from outpost_runtime.errors import OutpostError
+from outpost_runtime.sessions.handover import InheritedGraph
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import TensorSpec
@@ -21,11 +21,14 @@ def main() -> int:
     """Serve; returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the parent, which tells us
-    socket_number, inputs_number, outputs_number, threads = map(int, sys.argv[1:5])
+    socket_number, inputs_number, outputs_number = map(int, sys.argv[1:])
     channel = socket.socket(fileno=socket_number)
     inputs, outputs = SharedFile(inputs_number), SharedFile(outputs_number)
+    order = receive(channel)
+    if order is None:
+        return 0
     try:
-        session = OrtSession(Path(sys.argv[5]), threads=threads or None)
+        session = OrtSession(InheritedGraph(order), threads=order["threads"])
     except OutpostError as error:
         send(channel, _failure(error))
         return 1

@@ -314,15 +314,16 @@ class TensorEngine:
 
     def _run(self, jobs: Sequence[Job]) -> tuple[list[Outputs], RunTimes]:
         began = time.monotonic()
-        feeds = join(jobs)
-        sequence = jobs[0].sequence
+        feeds, sequence = join(jobs), jobs[0].sequence
         if sequence is not None:
-            feeds = {**feeds, **self._sequences.before(sequence, feeds, began)}
+            with self._changed:
+                feeds = {**feeds, **self._sequences.before(sequence, feeds, began)}
         joined = time.monotonic()
-        outputs = self._session.run(feeds)
+        outputs = self._session_run(feeds, sequence)
         ran = time.monotonic()
         if sequence is not None:
-            outputs = self._sequences.after(sequence, outputs, ran)
+            with self._changed:
+                outputs = self._sequences.after(sequence, outputs, ran)
         parts = split(outputs, jobs, per_token=self._per_token)
         times = RunTimes(
             compute_input=joined - began,
@@ -330,6 +331,15 @@ class TensorEngine:
             compute_output=time.monotonic() - ran,
         )
         return parts, times
+
+    def _session_run(self, feeds: Mapping[str, Array], sequence: SequenceStep | None) -> Outputs:
+        try:
+            return self._session.run(feeds)
+        except BaseException:
+            if sequence is not None:
+                with self._changed:
+                    self._sequences.failed(sequence)
+            raise
 
 
 def _per_token(specs: Sequence[TensorSpec]) -> frozenset[str]:

@@ -7,6 +7,8 @@ Rules:
 3. A sequence that has been silent for ``idle_seconds`` may be forgotten to make room; while
    there is no room, new ones are refused.
 4. A request that failed leaves the state as it was before.
+5. A place is set apart when the first run of a sequence begins, not when it ends: runs that
+   go on at the same time cannot take the same one.
 """
 
 import math
@@ -49,12 +51,13 @@ class Sequences:
         self._most = most
         self._idle_seconds = idle_seconds
         self._kept: OrderedDict[int | str, tuple[float, Outputs]] = OrderedDict()
+        self._set_apart: dict[int | str, int] = {}  # bytes, while the first run goes on
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def before(self, step: SequenceStep, feeds: Mapping[str, Array], now: float) -> Outputs:
-        """Return the state inputs of a request's run.
+        """Return the state inputs of a request's run; :meth:`after` or :meth:`failed` follows.
 
         Raises:
             InvalidInputError: The sequence is not known and does not begin.
@@ -68,6 +71,7 @@ class Sequences:
             )
             if step.id not in self._kept:
                 self._make_room(now, needed)
+                self._set_apart[step.id] = needed
             return {name: np.zeros(s, self._specs[name].dtype) for name, s in shapes.items()}
         if step.id not in self._kept:
             raise InvalidInputError(
@@ -79,19 +83,26 @@ class Sequences:
     def after(self, step: SequenceStep, outputs: Outputs, now: float) -> Outputs:
         """Keep the state outputs of a run; returns the others."""
         kept = {state.input: outputs[state.output] for state in self._states}
+        self._set_apart.pop(step.id, None)
         self._kept.pop(step.id, None)
         if not step.end:
             self._kept[step.id] = now, kept
         names = {state.output for state in self._states}
         return {name: array for name, array in outputs.items() if name not in names}
 
+    def failed(self, step: SequenceStep) -> None:
+        """Take note that a run gave nothing to keep."""
+        self._set_apart.pop(step.id, None)
+
     def _make_room(self, now: float, needed: int) -> None:
         while self._kept and now - next(iter(self._kept.values()))[0] > self._idle_seconds:
             self._kept.popitem(last=False)
         kept = sum(a.nbytes for _, states in self._kept.values() for a in states.values())
-        if len(self._kept) >= self._most or kept + needed > MOST_BYTES:
+        kept += sum(self._set_apart.values())
+        count = len(self._kept) + len(self._set_apart)
+        if count >= self._most or kept + needed > MOST_BYTES:
             raise BusyError(
-                f"{len(self._kept)} sequences are open already.",
+                f"{count} sequences are open already.",
                 hint="End some with sequence_end, or try again later.",
                 retry_after=self._idle_seconds,
             )

@@ -61,6 +61,11 @@ class AdapterShelf:
         self._shelved: dict[str, ShelvedAdapter] = {}
         self._changing = threading.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the base's second graph is in memory."""
+        return self._session is not None
+
     def names(self) -> list[str]:
         """Return the names of the loaded adapters."""
         return sorted(self._shelved)
@@ -120,8 +125,11 @@ class AdapterShelf:
             if previous:
                 self._retire(previous, bank)
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str) -> "Future[None]":
         """Unload an adapter when its running answers have ended; new ones are refused at once.
+
+        Returns:
+            A future of that; it must not be cancelled.
 
         Raises:
             NotFoundError: None of that name is loaded.
@@ -130,8 +138,7 @@ class AdapterShelf:
             shelved = self.get(name)
             del self._shelved[name]
             assert self._bank is not None  # noqa: S101 - an adapter was loaded
-            retired = self._retire(shelved, self._bank)
-        retired.result()
+            return self._retire(shelved, self._bank)
 
     def close(self) -> None:
         """Free the graph; the engine has ended before."""
@@ -153,7 +160,7 @@ def _brought(
 ) -> tuple[ChatTemplate | None, Sampling | None, frozenset[int] | None]:
     template = None
     if interface.chat_template is not None:
-        source = bundle.path(interface.chat_template).read_text("utf-8")
+        source = bundle.read(interface.chat_template).decode("utf-8")
         template = ChatTemplate(source, special_tokens)
     sampling = None if interface.defaults is None else Sampling.of_defaults(interface.defaults)
     ends = None if interface.end_tokens is None else frozenset(interface.end_tokens)

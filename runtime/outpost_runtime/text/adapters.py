@@ -32,7 +32,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from outpost_runtime.bundle import Bundle, read_file
+from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, BusyError, InvalidInputError
 from outpost_runtime.interface import AdapterInterface, AdapterSupport
 from outpost_runtime.tensors import TensorSpec
@@ -223,10 +223,9 @@ class AdapterBank:
             raise BundleError(
                 f"The adapter's {name} has {entry.size:,} bytes, more than its base takes."
             )
-        data = bytearray()
-        read_file(bundle, name, entry, data.extend)
+        data = bundle.read(name)
         try:
-            weights: Weights = safetensors.numpy.load(bytes(data))
+            weights: Weights = safetensors.numpy.load(data)
         except (AttributeError, safetensors.SafetensorError) as error:  # unknown dtypes, too
             raise BundleError(f"{name} is no safetensors file: {error}.") from error
         return weights

@@ -59,9 +59,11 @@ class Answer:
             adjusted = request.constraint.apply(adjusted)
         token = sampler.choose(adjusted, request.sampling, self._random.random())
         if request.constraint is not None:
+            token = request.constraint.afford(token, self.room)
             request.constraint.advance(token)
         if token in self._end_tokens:
-            self.reason = FinishReason.END_OF_TEXT
+            cut = request.constraint is not None and request.constraint.is_shortened
+            self.reason = FinishReason.LENGTH if cut else FinishReason.END_OF_TEXT
             return None
         text = self._append(token)
         return TokenEvent(

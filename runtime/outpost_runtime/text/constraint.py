@@ -11,6 +11,8 @@ tokens. Around it stand these rules:
    names one and nothing else may follow), never inside of a text, whatever they spell.
    The library allows them after a failure too, so every step looks for failures.
 4. JSON is compact. A model that is not sure likes to write spaces until its limit.
+5. JSON ends: its numbers do (``digits.py``), and near its limit all that is open is closed
+   (``closing.py``).
 """
 
 import threading
@@ -18,14 +20,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from outpost_runtime.errors import ExecutionError, UnsupportedError
+from outpost_runtime.errors import ExecutionError
+from outpost_runtime.text.closing import Closing
+from outpost_runtime.text.digits import Digits
 from outpost_runtime.text.notation import (
     ConstraintKind,
     new_matcher,
@@ -33,6 +36,7 @@ from outpost_runtime.text.notation import (
     to_source,
 )
 from outpost_runtime.text.trials import TRIAL_SECONDS, Trials, closing
+from outpost_runtime.text.vocabulary import Vocabulary
 
 __all__ = ["Constraint", "ConstraintCompiler", "ConstraintKind"]
 
@@ -42,6 +46,12 @@ _CEILINGS = np.where(
     np.float32(np.inf),
     np.float32(-np.inf),
 )
+
+_WATCHED_TOKENS = 64
+"""That an answer may have beyond what would complete it: from then on every token is watched."""
+
+_GROWTH = 4
+"""Before that, how much one token may add to what would complete it, over a stretch."""
 
 T = TypeVar("T")
 
@@ -53,7 +63,7 @@ class ConstraintCompiler:
     262,144 tokens that takes seconds and about 230 MB.
 
     Args:
-        tokenizer_file: A ``tokenizer.json`` with a byte-level or byte-fallback decoder.
+        read_tokenizer: Gives a ``tokenizer.json`` with a byte-level or byte-fallback decoder.
         vocabulary_size: How many logits there are; tokens that the tokenizer does not know are
             never allowed.
         end_tokens: Ids that end an answer.
@@ -62,16 +72,16 @@ class ConstraintCompiler:
 
     def __init__(
         self,
-        tokenizer_file: Path,
+        read_tokenizer: Callable[[], bytes],
         *,
         vocabulary_size: int,
         end_tokens: frozenset[int],
         trial_seconds: float = TRIAL_SECONDS,
     ) -> None:
-        self._tokenizer_file = tokenizer_file
+        self._read_tokenizer = read_tokenizer
         self._vocabulary_size = vocabulary_size
         self._end_tokens = end_tokens
-        self._vocabulary: _Vocabulary | None = None
+        self._vocabulary: Vocabulary | None = None
         self._reading = threading.Lock()
         self._trials = Trials(trial_seconds)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="constraint")
@@ -93,62 +103,23 @@ class ConstraintCompiler:
         matcher = new_matcher(vocabulary.tokenizer, source)
         if matcher.is_error():
             raise refusal(kind, matcher.get_error(), place="")
-        return Constraint(matcher, vocabulary, self._worker)
+        closing = None
+        if kind is ConstraintKind.JSON_SCHEMA:
+            closing = Closing(new_matcher(vocabulary.by_bytes, source), vocabulary.tokenizer)
+        return Constraint(matcher, vocabulary, self._worker, closing)
 
     def close(self) -> None:
         """End the worker thread and the process for trials; constraints stop working."""
         self._trials.close()
         self._worker.shutdown()
 
-    def _read_vocabulary(self) -> "_Vocabulary":
+    def _read_vocabulary(self) -> "Vocabulary":
         with self._reading:
             if self._vocabulary is None:
-                self._vocabulary = _Vocabulary.read(
-                    self._tokenizer_file, self._vocabulary_size, self._end_tokens
+                self._vocabulary = Vocabulary.read(
+                    self._read_tokenizer(), self._vocabulary_size, self._end_tokens
                 )
             return self._vocabulary
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Vocabulary:
-    """The tokens of a model.
-
-    Attributes:
-        size: Ids below this one are known to both the tokenizer and the logits.
-        text_bits: [ceil(logits / 8)] uint8, one bit per token, the lowest first: 1 for tokens
-            that may be part of an answer.
-        end_bits: The same for tokens that may end one.
-    """
-
-    tokenizer: LLTokenizer
-    size: int
-    end_tokens: frozenset[int]
-    text_bits: NDArray[np.uint8]
-    end_bits: NDArray[np.uint8]
-
-    @classmethod
-    def read(cls, file: Path, logits: int, end_tokens: frozenset[int]) -> "_Vocabulary":
-        ends = sorted(token for token in end_tokens if token < logits)
-        if not ends:
-            raise UnsupportedError("The model has no end token; no form of an answer can be kept.")
-        try:
-            tokenizer = LLTokenizer(str(file.resolve()), eos_token=ends)
-        except ValueError as error:
-            raise UnsupportedError(
-                f"The form of an answer cannot be kept with this model's tokenizer: {error}."
-            ) from error
-        size = min(logits, tokenizer.vocab_size)
-        is_end = np.zeros(logits, np.bool_)
-        is_end[ends] = True
-        is_text = ~is_end
-        is_text[size:] = False
-        return cls(
-            tokenizer=tokenizer,
-            size=size,
-            end_tokens=end_tokens,
-            text_bits=np.packbits(is_text, bitorder="little"),
-            end_bits=np.packbits(is_end, bitorder="little"),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,11 +134,19 @@ class Constraint:
     """How far one answer has come in its form. One request owns it; it is not thread-safe."""
 
     def __init__(
-        self, matcher: LLMatcher, vocabulary: _Vocabulary, worker: ThreadPoolExecutor
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        worker: ThreadPoolExecutor,
+        closing: Closing | None,
     ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._worker = worker
+        self._digits = Digits() if closing else None
+        self._closing = closing
+        self._look_at: int | None = None
+        self.is_shortened = False
         # Belongs to the worker while a step is pending, to the owner otherwise.
         self._ceilings = np.empty((len(vocabulary.text_bits), 8), np.float32)
         self._next = self._submit(self._compute)
@@ -200,8 +179,36 @@ class Constraint:
 
         Returns at once; a failure shows with the next :meth:`apply`. An end token changes nothing.
         """
-        if token not in self._vocabulary.end_tokens:
-            self._next = self._submit(self._step, token)
+        if token in self._vocabulary.end_tokens:
+            return
+        if self._closing is not None:
+            self._closing.take(token)
+        self._next = self._submit(self._step, token)
+
+    def afford(self, token: int, room: int) -> int:
+        """Return the token, or what must come in its place for the answer to be complete in time.
+
+        The latter sets :attr:`is_shortened`. Nothing else changes: see :meth:`advance`.
+
+        Args:
+            token: The one that was chosen.
+            room: Tokens that the answer may still have, this one included.
+        """
+        closing, look_at = self._closing, self._look_at
+        if closing is None or token in self._vocabulary.end_tokens:
+            return token
+        if look_at is not None and room > look_at:
+            return token
+        rest = closing.rest(token)
+        if rest is None or len(rest) < room:
+            spare = room - len(rest or ()) - _WATCHED_TOKENS
+            self._look_at = room - max(spare // _GROWTH, 1)
+            return token
+        instead = closing.rest()
+        if not instead or len(instead) > room:
+            return token
+        self.is_shortened = True
+        return instead[0]
 
     def accepts(self, tokens: Sequence[int]) -> int:
         """Return how many leading tokens of a draft may follow; nothing changes.
@@ -227,6 +234,8 @@ class Constraint:
 
     def _step(self, token: int) -> _Next:
         self._matcher.consume_token(token)
+        if self._digits is not None:
+            self._digits.take(self._vocabulary.tokenizer.decode_bytes([token]))
         return self._compute()
 
     def _compute(self) -> _Next:
@@ -235,7 +244,11 @@ class Constraint:
         self._check()
         bits = self._vocabulary.text_bits.copy()
         bits[: len(mask)] &= mask[: len(bits)]  # behind the mask there are only unknown tokens
-        complete, may_end = not bits.any(), self._matcher.is_accepting()
+        may_end = self._matcher.is_accepting()
+        if self._digits is not None and self._digits.are_enough:
+            others = bits & ~self._vocabulary.digit_bits
+            bits = others if may_end or others.any() else bits
+        complete = not bits.any()
         if complete and not may_end and not self._matcher.is_stopped():
             ends = self._vocabulary.end_bits
             may_end = bool((ends[: len(mask)] & mask[: len(ends)]).any())

@@ -3,7 +3,9 @@
 Others reach it by messages only: :meth:`TextEngine.submit` and
 :meth:`TextEngine.cancel`; what comes out goes to the request's sink, called on the
 engine's thread, which must not block. One turn of the thread is: the next token of
-everybody who decodes, as one batch, and then a piece of one prompt.
+everybody who decodes, as one batch, and then a piece of one prompt. What a run has made
+is handed over before the next one, all at once: whoever it wakes then works while the
+model does, and the engine need not share the interpreter with him.
 
 What fails, fails alone: a batch that cannot run is run one by one, and only those
 end that fail again; a fault in one answer ends that answer; a fault in the engine
@@ -72,6 +74,7 @@ class Generation:
     accepted: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     ended: bool = False
+    cancelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -139,6 +142,7 @@ class TextEngine:
         self._answer_seconds = 1.0
         self._seat = (precedence or Precedence()).seat()
         self._calls: list[_Call] = []
+        self._made: list[tuple[Generation, Event]] = []
         self._changed = threading.Condition()
         self._refusing = False
         self._closing = False
@@ -177,6 +181,7 @@ class TextEngine:
     def cancel(self, generation: Generation) -> None:
         """Stop a request before its next token; one that has ended is left alone."""
         with self._changed:
+            generation.cancelled = True
             self._forget(generation)
 
     def call(self, act: Callable[[], T]) -> T:
@@ -187,6 +192,14 @@ class TextEngine:
             Exception: Whatever ``act`` raises.
         """
         return self._enqueue(None, act).result()
+
+    def warm_up(self) -> None:
+        """Run what the first requests will, before there are any; see :meth:`Runner.warm_up`.
+
+        Raises:
+            ExecutionError: The model cannot run.
+        """
+        self.call(self._runner.warm_up)
 
     def with_prefixes(self, act: Callable[[PrefixCache, KeyValueMemory], T]) -> T:
         """Do something with what is remembered, between two runs; see :meth:`call`."""
@@ -294,6 +307,7 @@ class TextEngine:
         while not self._closing:
             try:
                 self._answer_calls()
+                self._hand_over()
                 step = self._next_step()
                 if step is not None:
                     self._take(step)
@@ -302,6 +316,7 @@ class TextEngine:
                 self._restart()
         closed = UnavailableError("The model was closed before the answer was complete.")
         self._fail_all(closed)
+        self._hand_over()
         for call in self._calls:
             call.future.set_exception(closed)
 
@@ -345,6 +360,7 @@ class TextEngine:
         elif step.decode:
             self._decode_together(step.decode)
         if step.read:
+            self._hand_over()
             self._guarded(step.read, self._read, bool(step.decode))
 
     def _decode_together(self, sequences: tuple[Sequence, ...]) -> None:
@@ -421,7 +437,7 @@ class TextEngine:
         generation.batch_sizes.append(batch)
         if event is not None:
             generation.sequence.token_ids.append(event.token_id)
-            self._send(generation, event)
+            self._made.append((generation, event))
         if generation.answer.reason is not None:
             self._finish(generation, now)
 
@@ -451,7 +467,7 @@ class TextEngine:
     def _end(self, generation: Generation, event: FinishEvent | FailEvent) -> None:
         if not generation.ended:
             self._count(generation, event)
-        self._send(generation, event)
+        self._made.append((generation, event))
         with self._changed:
             self._forget(generation)
 
@@ -470,15 +486,16 @@ class TextEngine:
             units=event.generated_tokens,
         )
 
-    def _send(self, generation: Generation, event: Event) -> None:
-        # A cancelled request is forgotten at once; its sink hears nothing more.
-        if generation.sequence not in self._generations:
-            return
-        try:
-            generation.sink(event)
-        except Exception:  # noqa: BLE001 - who listened is gone; others are served on
-            _LOG.exception("a request's sink failed; the request is dropped")
-            self.cancel(generation)
+    def _hand_over(self) -> None:
+        made, self._made = self._made, []
+        for generation, event in made:
+            if generation.cancelled:
+                continue  # since the event was made: its sink hears nothing more
+            try:
+                generation.sink(event)
+            except Exception:  # noqa: BLE001 - who listened is gone; others are served on
+                _LOG.exception("a request's sink failed; the request is dropped")
+                self.cancel(generation)
 
     def _forget(self, generation: Generation) -> None:
         generation.ended = True

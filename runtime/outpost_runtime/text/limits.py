@@ -1,6 +1,6 @@
 """How much a text model may take of a machine; the defaults of ``outpost serve``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from outpost_runtime.errors import ConfigurationError
@@ -15,8 +15,9 @@ class TextLimits:
         memory_bytes: For rows and cached blocks together.
         queue_limit: Requests that may wait.
         adapters: Adapters that can be loaded at once.
-        prefix_folder: Where remembered prompts are kept over a restart, in the clear; None
-            keeps them in memory only.
+        prefix_folder: Where remembered prompts are kept over a restart; None keeps them in
+            memory only.
+        prefix_key: What they are encrypted with there; None leaves them in the clear.
     """
 
     streams: int = 8
@@ -24,6 +25,7 @@ class TextLimits:
     queue_limit: int = 64
     adapters: int = 8
     prefix_folder: Path | None = None
+    prefix_key: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.streams, self.queue_limit, self.adapters) < 1:

@@ -23,6 +23,8 @@ from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
 _EXACT_TARGETS = ("cpu-fp32",)
 """Targets for which a run of several tokens gives the tokens that single runs give."""
 
+_PrefixAct = Callable[[Path, str, PrefixCache, KeyValueMemory, bytes | None], None]
+
 
 class TextModel:
     """What serves one text bundle.
@@ -48,7 +50,7 @@ class TextModel:
     ) -> None:
         self.bundle = bundle
         self.interface = interface
-        self.tokenizer = Tokenizer(bundle.path(interface.tokenizer))
+        self.tokenizer = Tokenizer(bundle.read(interface.tokenizer))
         self._template = _template(bundle, interface)
         self.sampling = _default_sampling(bundle, interface)
         self._session = open_session(interface.model)
@@ -78,14 +80,13 @@ class TextModel:
             capacity=limits.adapters,
         )
         self._constraints = ConstraintCompiler(
-            bundle.path(interface.tokenizer),
+            lambda: bundle.read(interface.tokenizer),
             vocabulary_size=self.decoder.vocabulary_size,
             end_tokens=frozenset(interface.end_tokens),
         )
 
-        self._prefix_folder = limits.prefix_folder
-        if self._prefix_folder is not None:
-            self._with_prefixes(prefix_file.load, self._prefix_folder)
+        self._limits = limits
+        self._with_prefixes(prefix_file.load)
 
     def prompt_ids(
         self, prompt: str | Sequence[Message], adapter: ShelvedAdapter | None = None
@@ -133,19 +134,18 @@ class TextModel:
             drain_seconds: How long running answers may go on before that; new ones are refused.
         """
         self.engine.drain(drain_seconds)
-        if self._prefix_folder is not None:
-            self._with_prefixes(prefix_file.save, self._prefix_folder)
+        self._with_prefixes(prefix_file.save)
         self.engine.close()
         self.adapters.close()
         self._constraints.close()
         self._session.close()
 
-    def _with_prefixes(
-        self, act: Callable[[Path, str, PrefixCache, KeyValueMemory], None], folder: Path
-    ) -> None:
-        self.engine.with_prefixes(
-            lambda cache, memory: act(folder, self.bundle.digest, cache, memory)
-        )
+    def _with_prefixes(self, act: _PrefixAct) -> None:
+        folder, key = self._limits.prefix_folder, self._limits.prefix_key
+        if folder is not None:
+            self.engine.with_prefixes(
+                lambda cache, memory: act(folder, self.bundle.digest, cache, memory, key)
+            )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         if len(text) > MAX_TEXT_CHARACTERS:
@@ -159,7 +159,7 @@ class TextModel:
 def _template(bundle: Bundle, interface: TextInterface) -> ChatTemplate | None:
     if interface.chat_template is None:
         return None
-    source = bundle.path(interface.chat_template).read_text("utf-8")
+    source = bundle.read(interface.chat_template).decode("utf-8")
     return ChatTemplate(source, interface.special_tokens)
 
 

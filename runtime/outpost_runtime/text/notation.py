@@ -27,6 +27,7 @@ class ConstraintKind(enum.Enum):
     * ``JSON_SCHEMA``: draft 2020-12 as llguidance reads it. Unknown keywords are ignored, known
       ones that cannot be kept are refused. Properties come in the schema's order, then others;
       of the others one may come twice. Answers are compact: no space outside of strings.
+      Numbers end after some 20 digits, and near the limit of an answer all that is open is closed.
     * ``REGEX``: the syntax of Rust's regex crate without look-around and ``\b``; the whole
       answer matches.
     * ``GRAMMAR``: llguidance's dialect of Lark, starting at the rule ``start``. Whitespace is as

@@ -47,10 +47,19 @@ class Adapter:
 
 
 class Constraint(Protocol):
-    """A form that an answer must have: see ``constraint.py``. One request owns it."""
+    """A form that an answer must have: see ``constraint.py``. One request owns it.
+
+    Attributes:
+        is_shortened: The answer would have gone on without its limit.
+    """
+
+    is_shortened: bool
 
     def apply(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits with every token that may not come next at -inf."""
+
+    def afford(self, token: int, room: int) -> int:
+        """Return the token, or one that leaves the answer complete within ``room`` tokens."""
 
     def advance(self, token: int) -> None:
         """Take in the token that was chosen."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.memory import BLOCK_TOKENS, KeyValueMemory
-from outpost_runtime.text.pace import Pace
+from outpost_runtime.text.pace import LARGEST_CHUNK, SMALLEST_CHUNK, Pace
 from outpost_runtime.text.prefix_cache import PrefixCache
 from outpost_runtime.text.scheduler import Move, Sequence
 
@@ -119,6 +119,23 @@ class Runner:
         self._pace.read(count, time.perf_counter() - started)
         self._advance(sequence, count)
         return logits[0] if last else None
+
+    def warm_up(self) -> None:
+        """Run the largest piece of a prompt and the largest batch once, on nobody's tokens.
+
+        So the provider's memory is taken and touched, and the pace known, before anybody waits.
+        What the rows hold afterwards means nothing.
+        """
+        longest = min(LARGEST_CHUNK, self.max_length - 1)
+        for count in (longest, min(SMALLEST_CHUNK, longest)):  # the second tells the pace
+            started = time.perf_counter()
+            self._decoder.prefill(0, [0] * count, 0)
+            seconds = time.perf_counter() - started
+        self._pace.read(count, seconds)
+        for rows in (self.rows, 1):
+            started = time.perf_counter()
+            self._decoder.decode([0] * rows, [longest] * rows)
+            self._pace.decoded(time.perf_counter() - started)
 
     def reset(self) -> None:
         """Forget all prefixes, after a failure that may have left blocks half-filled."""

@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-import llguidance
 from llguidance import LLTokenizer
 
 from outpost_runtime.errors import BusyError, InvalidInputError, UnavailableError
+from outpost_runtime.text.byte_tokens import byte_tokenizer
 from outpost_runtime.text.notation import ConstraintKind, new_matcher, refusal, schema_source
 
 TRIAL_SECONDS = 5
@@ -136,8 +136,7 @@ def _serve(requests: IO[str], replies: IO[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     threading.stack_size(_TRIAL_STACK_BYTES)
     terms = json.loads(requests.readline())
-    tokens = _Bytes(terms["size"], terms["special"])
-    tokenizer = LLTokenizer(llguidance.TokenizerWrapper(tokens), slices=[])
+    tokenizer = byte_tokenizer(size=terms["size"], special=terms["special"])
     print(json.dumps({}), file=replies, flush=True)
     for line in requests:
         reply: dict[str, str] = {}
@@ -148,22 +147,6 @@ def _serve(requests: IO[str], replies: IO[str]) -> None:
         trial.join()
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies, flush=True)
-
-
-class _Bytes:
-    """Single bytes with the special tokens and the size of a real tokenizer, for llguidance."""
-
-    bos_token_id = None
-
-    def __init__(self, size: int, special: list[str]) -> None:
-        names = ["<end>", *special]
-        self.eos_token_id = 256
-        self.special_token_ids = list(range(256, 256 + len(names)))
-        self.tokens = [bytes([byte]) for byte in range(256)] + [name.encode() for name in names]
-        self.tokens += [b""] * (size - len(self.tokens))
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
 
 
 def _try(tokenizer: LLTokenizer, source: str, reply: dict[str, str]) -> None:

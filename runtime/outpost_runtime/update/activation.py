@@ -101,14 +101,15 @@ def activate(
         seen = (before or {}).get(name, Behaviour())
         moved[name] = replace(slot, candidate=None, release=candidate.release)
         if candidate.bundle != slot.active:
-            committed = slot.probation is None
+            # What was never committed is gone back to only where there is nothing better.
+            stays = slot.probation is None or slot.previous is None
             moved[name] = replace(
                 slot,
                 candidate=None,
                 active=candidate.bundle,
                 release=candidate.release,
-                previous=slot.active if committed else slot.previous,
-                previous_release=slot.release if committed else slot.previous_release,
+                previous=slot.active if stays else slot.previous,
+                previous_release=slot.release if stays else slot.previous_release,
                 probation=Probation(before=seen),
             )
         events.append(Event(at=now, name=name, what="activated", bundle=candidate.bundle))

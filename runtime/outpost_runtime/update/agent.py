@@ -10,14 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from outpost_runtime.errors import OutpostError
+from outpost_runtime.update.box import open_box
 from outpost_runtime.update.policy import (
     Circumstances,
     UpdatePolicy,
     next_question,
     why_wait,
 )
+from outpost_runtime.update.sources import mirrors_near_by, open_sources
+from outpost_runtime.update.sync import Wishes, sync
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
@@ -28,6 +32,22 @@ _FIRST_SECONDS = 60.0
 
 Updating = Callable[[Callable[[], bool], int | None], None]
 """Asks and fetches once: gets what says whether to stop, and the bytes that it may cost or None."""
+
+
+def updating_from(store: Path, policy: UpdatePolicy) -> Updating:
+    """Return what updates a provisioned box from where it was told to ask."""
+
+    def update(should_stop: Callable[[], bool], most_bytes: int | None) -> None:
+        box = open_box(store)
+        mirrors = mirrors_near_by() if policy.mirrors else ()
+        sources = open_sources(box.device.sources, policy, mirrors)
+        wishes = Wishes(most_bytes=most_bytes, should_stop=should_stop)
+        outcome = sync(box, sources, time.time(), wishes)
+        if outcome.staged and outcome.plan is not None:
+            names = ", ".join(outcome.staged)
+            _LOG.info("%s: %d bytes came; the gate is next", names, outcome.plan.fetched)
+
+    return update
 
 
 class UpdateAgent:

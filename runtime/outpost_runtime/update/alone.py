@@ -3,17 +3,12 @@
 import time
 from collections.abc import Callable
 
-from outpost_runtime.budget import MemoryBudget
 from outpost_runtime.models import Models
-from outpost_runtime.opening import ModelSettings
 from outpost_runtime.store import Store
-from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.update.keeper import Keeper
 
 _GATE_SECONDS = 600.0
 _LOOK_AGAIN_SECONDS = 0.2
-_SETTINGS = ModelSettings(text=TextLimits(memory_bytes=64 << 20))
-"""Enough key/value memory for golden inputs; a server has settings of its own."""
 
 
 def pass_gates(store: Store, wait: Callable[[float], None] = time.sleep) -> None:
@@ -24,7 +19,7 @@ def pass_gates(store: Store, wait: Callable[[float], None] = time.sleep) -> None
     Raises:
         StoreError: The store cannot be written.
     """
-    models = Models(store, lambda _: _SETTINGS, budget=MemoryBudget())
+    models = Models(store)
     keeper = Keeper(store, models)
     try:
         if keeper.may_move():

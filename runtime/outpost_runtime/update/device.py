@@ -11,9 +11,8 @@ from outpost_runtime.documents import Reader, canonical_json, parse_json_object
 from outpost_runtime.errors import ConfigurationError, InvalidInputError, StoreError
 from outpost_runtime.update.rollout import Device
 
-FORMAT = "outpost-device/1"
+FORMAT = "outpost-box/1"
 _MAX_BYTES = 1 << 16
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _FILE = "device.json"
 
@@ -26,8 +25,8 @@ class DeviceFile:
     """Who a box is.
 
     Attributes:
-        id: Unlike every other box's; decides about percentages.
-        model: The box's kind, or empty.
+        id: Digest of the box's public keys; decides about percentages.
+        model: The box's kind, such as ``press-terminal``.
         rings: Rings that it belongs to.
         names: Models that it wants; empty for all.
         targets: Targets that it may run, the best first; empty for :data:`PREFERRED_TARGETS`.
@@ -35,24 +34,19 @@ class DeviceFile:
     """
 
     id: str
-    model: str = ""
+    model: str
     rings: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id):
-            raise ConfigurationError(
-                f"'{self.id[:80]}' cannot be a device's id.",
-                hint="Use letters, digits, '.', '_', ':' and '-'.",
-            )
         if strangers := set(self.targets) - set(RUNNABLE_TARGETS):
             raise ConfigurationError(
                 f"This runtime does not run {', '.join(sorted(strangers))}.",
                 hint=f"It runs {', '.join(RUNNABLE_TARGETS)}.",
             )
-        for name in (*self.rings, *self.names, *([self.model] if self.model else [])):
+        for name in (self.model, *self.rings, *self.names):
             if not _NAME.fullmatch(name):
                 raise ConfigurationError(
                     f"'{name[:80]}' cannot be a name.",

@@ -229,7 +229,7 @@ class Keeper:
             examine(
                 model,
                 adapters,
-                expected_bytes=self._models.expected_bytes(name, bundles[name]),
+                expected_bytes=self._models.expected_bytes(name, bundles[name], adapters),
                 bytes_before=before,
                 limits=self._limits.gate,
             )

@@ -1,3 +1,6 @@
+import asyncio
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from outpost_runtime.raw_tensors import of_elements, to_raw
 from outpost_runtime.server.inference.message import InferResponse, OutputTensor
 from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.server.inference.wire import decode, encode
+from outpost_runtime.server.waiting import LARGE_BYTES, aside_if_large
 from outpost_runtime.tensors import NUMPY_TYPES, datatype_of
 
 
@@ -55,6 +59,27 @@ def test_texts_and_other_bytes_survive_the_wire(elements):
         assert decoded.ravel().tolist() == elements
         assert decoded.shape == array.shape
         assert _sent(decoded).raw_output_contents[0] == to_raw(array)
+
+
+@pytest.mark.parametrize(
+    ("array", "is_large"),
+    [
+        (of_elements((10,), [bytes(100_000)] * 10), True),
+        (of_elements((5000,), [b"a"] * 5000), True),
+        (of_elements((2, 8), [bytes(100)] * 16), False),
+        (of_elements((0,), []), False),
+        (np.zeros(LARGE_BYTES + 1, np.uint8), True),
+        (np.zeros(100, np.float32), False),
+    ],
+)
+def test_answers_that_take_long_to_write_are_written_beside_the_event_loop(array, is_large):
+    output = OutputTensor(name="x", datatype=datatype_of(array.dtype), array=array)
+    response = InferResponse(model="m", version="1", id="", outputs=(output,))
+
+    async def writer():
+        return await aside_if_large(response.weight, threading.get_ident)
+
+    assert (asyncio.run(writer()) != threading.get_ident()) == is_large
 
 
 def test_bfloat16_survives_the_wire():

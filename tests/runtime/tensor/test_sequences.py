@@ -62,3 +62,32 @@ def test_starting_again_forgets_what_was():
     sequences = _sequences(most=1)
     sequences.after(SequenceStep(id=1, start=True), _outputs(3), 0.0)
     assert not sequences.before(SequenceStep(id=1, start=True), _FEEDS, 1.0)["state"].any()
+
+
+def test_sequences_that_begin_at_the_same_time_share_no_place():
+    sequences = _sequences(most=2)
+    steps = [SequenceStep(id=number, start=True) for number in range(3)]
+    for step in steps[:2]:
+        sequences.before(step, _FEEDS, 0.0)
+    with pytest.raises(BusyError, match="2 sequences"):
+        sequences.before(steps[2], _FEEDS, 0.0)
+    sequences.after(steps[0], _outputs(3), 0.0)
+    with pytest.raises(BusyError):
+        sequences.before(steps[2], _FEEDS, 0.0)
+
+
+def test_a_sequence_whose_first_run_failed_takes_no_place():
+    sequences = _sequences(most=1)
+    step = SequenceStep(id=1, start=True)
+    sequences.before(step, _FEEDS, 0.0)
+    sequences.failed(step)
+    sequences.before(SequenceStep(id=2, start=True), _FEEDS, 0.0)
+
+
+def test_a_beginning_that_failed_leaves_the_sequence_that_was():
+    sequences = _sequences(most=1)
+    sequences.after(SequenceStep(id=1, start=True), _outputs(3), 0.0)
+    again = SequenceStep(id=1, start=True)
+    sequences.before(again, _FEEDS, 1.0)
+    sequences.failed(again)
+    assert (sequences.before(SequenceStep(id=1), _FEEDS, 2.0)["state"] == 3).all()

@@ -39,6 +39,10 @@ def test_a_bundle_that_is_never_committed_does_not_become_the_previous_one():
     assert (slot.active, slot.previous) == (_NEWER, _OLD)
 
 
+def test_the_first_bundle_is_gone_back_to_though_it_was_never_committed():
+    assert _activated(_activated(Slot()), _NEWER, 3).previous == _NEW
+
+
 def test_after_it_is_committed_it_is_the_previous_one_of_the_next():
     slot = activation.commit("m", _activated(Slot(active=_OLD, release=1)), "", 3).slots["m"]
     assert slot.probation is None

@@ -98,6 +98,7 @@ def test_a_candidate_that_passes_is_served_on_probation_and_then_committed(box, 
     assert [w for _, w in history(box.store)] == ["added", "staged", "activated", "committed"]
 
 
+@pytest.mark.incident("a bundle that answers wrongly", where="gate")
 def test_a_bad_candidate_is_refused_and_the_old_model_goes_on(box, tmp_path):
     old, bad = box.served(_MODEL), spoiled(CLASSIFIER, tmp_path, "2")
     wait_for_gate(box.store, bad)
@@ -111,6 +112,7 @@ def test_a_bad_candidate_is_refused_and_the_old_model_goes_on(box, tmp_path):
         wait_for_gate(box.store, bad)
 
 
+@pytest.mark.incident("a damaged file", where="candidate, before the gate")
 def test_a_damaged_candidate_is_refused(box, tmp_path):
     new = version_of(CLASSIFIER, tmp_path, "2")
     wait_for_gate(box.store, new)
@@ -120,6 +122,7 @@ def test_a_damaged_candidate_is_refused(box, tmp_path):
     assert "is not the file that the manifest lists" in box.store.slot(_MODEL).refused[0].reason
 
 
+@pytest.mark.incident("a model that fails on live traffic", where="probation")
 def test_a_model_that_fails_on_live_traffic_goes_back_without_a_human(box, tmp_path):
     old, new = box.served(_MODEL), version_of(CLASSIFIER, tmp_path, "2")
     wait_for_gate(box.store, new)
@@ -133,6 +136,7 @@ def test_a_model_that_fails_on_live_traffic_goes_back_without_a_human(box, tmp_p
     assert slot.refusal(new.digest).reason == "100% of 6 requests failed."
 
 
+@pytest.mark.incident("a server that dies again and again", where="probation")
 def test_servers_that_die_with_a_new_model_bring_the_previous_one_back(box, tmp_path):
     old, new = box.served(_MODEL), version_of(CLASSIFIER, tmp_path, "2")
     wait_for_gate(box.store, new)
@@ -161,6 +165,7 @@ def test_a_restart_in_order_is_no_mark_against_a_new_model(box, tmp_path):
     assert (probation.starts, probation.watched) == (1, 25)
 
 
+@pytest.mark.incident("a damaged file", where="active bundle, before a start")
 def test_a_model_whose_files_were_damaged_is_left_for_the_previous_one(box, tmp_path):
     old, new = box.served(_MODEL), version_of(CLASSIFIER, tmp_path, "2")
     wait_for_gate(box.store, new)
@@ -196,6 +201,7 @@ def test_only_one_process_moves_slots(box, tmp_path):
     second.stop()
 
 
+@pytest.mark.incident("requests under way", where="swap")
 def test_requests_under_way_during_a_swap_all_succeed(box, tmp_path):
     wait_for_gate(box.store, version_of(CLASSIFIER, tmp_path, "2"))
     failures, answered, stop = [], 0, threading.Event()
@@ -245,6 +251,7 @@ def text_box(tmp_path):
     box.stop()
 
 
+@pytest.mark.incident("a running stream", where="swap")
 def test_a_running_stream_ends_on_the_old_model(text_box, tmp_path):
     base = version_of(DECODER, tmp_path, "2")
     adapters = [adapter_of(folder, base, tmp_path, "2") for folder in ADAPTERS]
@@ -285,6 +292,7 @@ def test_a_base_and_its_adapters_move_together_there_and_back(text_box, tmp_path
     assert model.adapters.names() == sorted(a.name for a in ADAPTERS)
 
 
+@pytest.mark.incident("a bad adapter", where="a base and its adapters at the gate")
 def test_one_bad_adapter_holds_its_base_back(text_box, tmp_path):
     before = {name: slot.active for name, slot in text_box.store.slots().items()}
     base = version_of(DECODER, tmp_path, "2")
@@ -310,6 +318,7 @@ def test_an_adapter_alone_passes_its_own_gate(text_box, tmp_path):
     assert text_box.store.slot(name).refusal(bad.digest)
 
 
+@pytest.mark.incident("memory for one model only", where="swap")
 def test_where_two_do_not_fit_the_old_one_goes_first_and_comes_back_if_the_new_one_is_bad(
     tmp_path,
 ):

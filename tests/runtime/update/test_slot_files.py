@@ -74,6 +74,7 @@ Store(Path(sys.argv[2])).change(decide)
 
 
 @pytest.mark.slow
+@pytest.mark.incident("power cut", where="between any two writes of slots, journal and history")
 def test_power_cut_between_any_two_writes_moves_all_slots_or_none(store, tmp_path):
     pristine = shutil.copytree(store.folder, tmp_path / "pristine")
     seen, cut_at = set(), 0
@@ -96,6 +97,7 @@ def test_power_cut_between_any_two_writes_moves_all_slots_or_none(store, tmp_pat
     assert seen == {_A, _B}
 
 
+@pytest.mark.incident("disk full", where="any write of slots, journal and history")
 @pytest.mark.parametrize("left", range(0, 40, 4))
 def test_a_full_disk_at_any_write_moves_all_slots_or_none(tmp_path, left):
     mount = tmp_path / "small"

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 from inference import grpc_service_pb2 as pb
 from inference import model_config_pb2
@@ -21,7 +22,7 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.models import Models
 from outpost_runtime.opening import Model
-from outpost_runtime.raw_tensors import to_raw
+from outpost_runtime.raw_tensors import to_raw, weight_of
 from outpost_runtime.server.generation import Generation
 from outpost_runtime.server.inference import description, text
 from outpost_runtime.server.inference.classification import classify
@@ -38,12 +39,14 @@ from outpost_runtime.server.inference.parameters import (
     sequence_of,
 )
 from outpost_runtime.server.inference.shared_memory import Regions
-from outpost_runtime.server.waiting import aside_if_large, result_of
+from outpost_runtime.server.waiting import Crossing, aside_if_large, end_of, result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
 
 _CHANGES = 4
+
+T = TypeVar("T")
 
 
 class Inference:
@@ -53,10 +56,12 @@ class Inference:
         regions: Shared memory that clients have registered.
     """
 
-    def __init__(self, models: Models, generation: Generation) -> None:
+    def __init__(self, models: Models, generation: Generation, crossing: Crossing) -> None:
         self._models = models
         self._generation = generation
-        # Loading waits for a disk and unloading for answers: not in the event loop's few threads.
+        self._crossing = crossing
+        # Loading waits for a disk, and unloading a model for answers, though not for ever: not in
+        # the event loop's few threads.
         self._changing = ThreadPoolExecutor(_CHANGES, thread_name_prefix="models")
         self.regions = Regions()
 
@@ -155,9 +160,10 @@ class Inference:
         """
         _check_repository(repository)
         try:
-            await self._change(self._models.unload, name)
+            ended = await self._change(self._models.unload, name)
         except NotFoundError:
             return
+        await end_of(ended)
 
     def shared_memory(self, name: str) -> pb.SystemSharedMemoryStatusResponse:
         """Return a registered region, or all for the empty name.
@@ -211,10 +217,10 @@ class Inference:
             deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
             sequence=sequence_of(request.parameters),
         )
-        outputs = await result_of(future)
-        size = sum(array.nbytes for array in outputs.values())
+        outputs = await result_of(future, self._crossing)
+        weight = sum(map(weight_of, outputs.values()))
         tensors = await aside_if_large(
-            size, lambda: tuple(self._output(model, outputs, each) for each in wanted)
+            weight, lambda: tuple(self._output(model, outputs, each) for each in wanted)
         )
         return InferResponse(
             model=request.model,
@@ -250,8 +256,8 @@ class Inference:
     def _called(self, name: str) -> tuple[str, str]:
         return name, self._models.find(name)[1]
 
-    async def _change(self, change: Callable[[str], None], name: str) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._changing, change, name)
+    async def _change(self, change: Callable[[str], T], name: str) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._changing, change, name)
 
     def _is_served(self, name: str, version: str) -> bool:
         try:

@@ -10,7 +10,7 @@ from inference import grpc_service_pb2 as pb
 from inference import model_config_pb2 as config
 
 from outpost_runtime import statistics
-from outpost_runtime.models import Entry
+from outpost_runtime.model_table import Entry
 from outpost_runtime.opening import Model
 from outpost_runtime.tensor.sequences import IDLE_SECONDS
 from outpost_runtime.tensors import TensorSpec

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from outpost_runtime.raw_tensors import weight_of
 from outpost_runtime.tensors import Array
 
 Parameter = bool | int | float | str
@@ -72,6 +73,6 @@ class InferResponse:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
     @property
-    def size(self) -> int:
-        """Bytes of its tensors, texts counted by their references."""
-        return sum(output.array.nbytes for output in self.outputs)
+    def weight(self) -> int:
+        """What writing it takes; see :func:`weight_of`."""
+        return sum(weight_of(output.array) for output in self.outputs)

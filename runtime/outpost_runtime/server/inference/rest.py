@@ -100,7 +100,7 @@ class InferenceRoutes:
 
         asked = await aside_if_large(len(body), decode)
         response = await self._inference.infer(asked, None)
-        return await aside_if_large(response.size, lambda: _answer(response, asked))
+        return await aside_if_large(response.weight, lambda: _answer(response, asked))
 
     async def _generate(self, request: web.Request) -> web.Response:
         asked = await _text_request(request, streams=False)

@@ -70,7 +70,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         regions = self._inference.regions
         asked = await aside_if_large(wire.size_of(request), lambda: wire.decode(request, regions))
         response = await self._inference.infer(asked, context.time_remaining())
-        return await aside_if_large(response.size, lambda: wire.encode(response))
+        return await aside_if_large(response.weight, lambda: wire.encode(response))
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context

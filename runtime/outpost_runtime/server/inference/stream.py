@@ -129,5 +129,5 @@ class _Answering:
                 await self._put(response)
 
     async def _put(self, response: InferResponse) -> None:
-        message = await aside_if_large(response.size, lambda: wire.encode(response))
+        message = await aside_if_large(response.weight, lambda: wire.encode(response))
         await self._answers.put(pb.ModelStreamInferResponse(infer_response=message))

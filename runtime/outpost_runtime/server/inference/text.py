@@ -26,7 +26,7 @@ from outpost_runtime.server.inference.message import (
 )
 from outpost_runtime.server.inference.parameters import IS_FINAL, WANTS_FINAL, priority_of, take
 from outpost_runtime.tensors import Array
-from outpost_runtime.text.request import FinishEvent, TokenEvent
+from outpost_runtime.text.request import FinishEvent
 
 _NUMBERS: dict[int, Callable[[str], float]] = {
     FieldDescriptor.CPPTYPE_INT32: int,
@@ -73,13 +73,13 @@ async def answers(
 
     async with aclosing(generation.events(message, seconds_left)) as events:
         async for event in events:
-            if isinstance(event, TokenEvent) and streams:
-                if event.text:
-                    yield response((_text_output(event.text),), {IS_FINAL: False})
+            if not isinstance(event, FinishEvent):
+                text = "".join([token.text for token in event])
+                if streams and text:
+                    yield response((_text_output(text),), {IS_FINAL: False})
+                held += [] if streams else [text]
                 continue
             held.append(event.text)
-            if isinstance(event, TokenEvent):
-                continue
             rest: tuple[OutputTensor, ...] = (_text_output("".join(held)),)
             if ends_apart:
                 if any(held) or not streams:

@@ -1,0 +1,62 @@
+"""How many bytes an update takes: Outpost beside zstd, its patches, content-defined chunks, hf-xet.
+
+    make bench-update                        # about half an hour once the bundles are built
+    python -m bench.update_sizes --quick     # the adapters only: does everything run?
+
+bench/README.md says what is measured and how. Writes update-sizes.md and update-sizes.json
+into bench/results.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from bench.progress import say
+from bench.update_codings import measure, versions
+from bench.update_pairs import Pair, pairs
+from bench.update_tables import markdown
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def main() -> int:
+    """Measure every update; write tables and figures."""
+    options = _options()
+    measured: list[tuple[Pair, dict[str, int]]] = []
+    for pair in pairs(quick=options.quick):
+        say(f"{pair.title}, {pair.new.manifest.target}, {pair.grid}")
+        measured.append((pair, measure(pair)))
+    peers = versions()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "update-sizes.md").write_text(markdown(measured, peers), encoding="utf-8")
+    (options.out / "update-sizes.json").write_text(_json(measured, peers), encoding="utf-8")
+    print(markdown(measured, peers))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench.update_sizes", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="the adapters only")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    return parser.parse_args()
+
+
+def _json(measured: list[tuple[Pair, dict[str, int]]], peers: dict[str, str]) -> str:
+    updates = [
+        {
+            "update": pair.title,
+            "target": pair.new.manifest.target,
+            "grid": pair.grid or None,
+            "bytes": sizes,
+            "figures": pair.new.manifest.evidence.figures,
+        }
+        for pair, sizes in measured
+    ]
+    return json.dumps({"versions": peers, "updates": updates}, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

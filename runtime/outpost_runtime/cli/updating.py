@@ -1,0 +1,237 @@
+"""``outpost provision``, ``sync``, ``import`` and ``export-status``: a box and its publisher."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outpost_runtime.cli.storing import add_store_option
+from outpost_runtime.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from outpost_runtime.update.planning import Plan
+    from outpost_runtime.update.policy import UpdatePolicy
+    from outpost_runtime.update.sources import Sources
+    from outpost_runtime.update.sync import Outcome
+
+    # argparse has no public name for what add_subparsers returns.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
+_MAX_ROOT_BYTES = 512_000
+_TPM = "device:/dev/tpmrm0"
+
+
+def add_commands(commands: "Commands") -> None:
+    """Describe the commands of this file."""
+    _add_provision(commands)
+    sync = commands.add_parser(
+        "sync", help="bring what the publisher offers, and let it through the gate"
+    )
+    sync.add_argument(
+        "--repo", action="append", metavar="URL", help="ask here (default: as provisioned)"
+    )
+    sync.add_argument(
+        "--repair",
+        action="store_true",
+        help="instead, read all that is here and fetch again what the disk has damaged",
+    )
+    sync.add_argument("--config", type=Path, metavar="FILE", help="outpost.toml, for [update]")
+    _add_update_options(sync)
+    sync.set_defaults(run=_sync)
+    bring = commands.add_parser(
+        "import", help="the same from a stick or a folder that holds a repository"
+    )
+    bring.add_argument("path", type=Path, metavar="PATH")
+    _add_update_options(bring)
+    bring.set_defaults(run=_import)
+    status = commands.add_parser(
+        "export-status", help="write what this box has and did, signed, for a stick"
+    )
+    status.add_argument("path", type=Path, metavar="FILE", help="or a folder, for <id>.json in it")
+    add_store_option(status)
+    status.set_defaults(run=_export_status)
+
+
+def _add_provision(commands: "Commands") -> None:
+    provision = commands.add_parser(
+        "provision", help="tell a new box, once, whom to trust and where to ask"
+    )
+    provision.add_argument(
+        "--root", type=Path, required=True, metavar="FILE", help="the publisher's root.json"
+    )
+    provision.add_argument(
+        "--repo",
+        action="append",
+        required=True,
+        metavar="URL",
+        help="where the repository is: https://…, http://… or a folder; again for others",
+    )
+    provision.add_argument(
+        "--model", default="generic", help="the box's kind, which offers may name (%(default)s)"
+    )
+    provision.add_argument(
+        "--ring", action="append", default=[], help="a ring of roll-outs; again for others"
+    )
+    provision.add_argument(
+        "--want", action="append", default=[], metavar="NAME", help="a model (default: all)"
+    )
+    provision.add_argument(
+        "--target", action="append", default=[], help="it may run, best first (default: any)"
+    )
+    provision.add_argument(
+        "--tpm",
+        nargs="?",
+        const=_TPM,
+        metavar="TCTI",
+        help=f"seal the box's keys with its TPM 2.0 ({_TPM}); without it they lie in a file, "
+        "which is weaker: who has the disk has the models",
+    )
+    add_store_option(provision)
+    provision.set_defaults(run=_provision)
+
+
+def _add_update_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and fetch nothing")
+    add_store_option(parser)
+
+
+def _provision(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.update.box import IDENTITY, Provisioning, provision  # noqa: PLC0415
+
+    try:
+        with parsed.root.open("rb") as file:
+            root = file.read(_MAX_ROOT_BYTES)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{parsed.root} cannot be read: {error.strerror or error}.",
+            hint="Bring the publisher's root.json over a way that you trust.",
+        ) from error
+    box = provision(
+        parsed.store,
+        root,
+        Provisioning(
+            model=parsed.model,
+            rings=parsed.ring,
+            names=parsed.want,
+            targets=parsed.target,
+            sources=parsed.repo,
+            tpm=parsed.tpm,
+        ),
+    )
+    sys.stdout.write(
+        f"This box is {box.device.id[:16]}, a {box.device.model}. Its keys: {box.own.describe()}\n"
+        f"Bring {parsed.store / IDENTITY} to the publisher, who lets it read the models:\n"
+        f"  outpost-export keys grant {IDENTITY} --repo REPO --keys KEYS\n"
+    )
+    return 0
+
+
+def _sync(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.update.device import read_device  # noqa: PLC0415
+    from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
+
+    locations = parsed.repo or read_device(parsed.store).sources
+    sources = open_sources(locations, _policy(parsed.config))
+    if parsed.repair:
+        return _repair(parsed, sources)
+    return _update(parsed, sources, from_stick=False)
+
+
+def _repair(parsed: argparse.Namespace, sources: "Sources") -> int:
+    from outpost_runtime.update.box import open_box  # noqa: PLC0415
+    from outpost_runtime.update.sync import Wishes, repair  # noqa: PLC0415
+
+    bar = _Bar()
+    plan = repair(open_box(parsed.store), sources, Wishes(planned=bar.begin, progress=bar.add))
+    bar.end()
+    if plan is None:
+        sys.stdout.write("Every block is as it should be.\n")
+    else:
+        sys.stdout.write(f"{len(plan.steps)} blocks were damaged, and are as they should be.\n")
+    return 0
+
+
+def _import(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.update.fetch.folder import FolderFetcher  # noqa: PLC0415
+    from outpost_runtime.update.sources import Sources  # noqa: PLC0415
+
+    sources = Sources(fetchers=(FolderFetcher(parsed.path),))
+    return _update(parsed, sources, from_stick=True)
+
+
+def _policy(config: Path | None) -> "UpdatePolicy":
+    from outpost_runtime.opening import ModelSettings  # noqa: PLC0415
+    from outpost_runtime.settings import read_settings  # noqa: PLC0415
+    from outpost_runtime.update.policy import UpdatePolicy  # noqa: PLC0415
+
+    return UpdatePolicy() if config is None else read_settings(config, ModelSettings()).update
+
+
+def _update(parsed: argparse.Namespace, sources: "Sources", *, from_stick: bool) -> int:
+    from outpost_runtime.cli.slots import show_outcome  # noqa: PLC0415
+    from outpost_runtime.update.alone import pass_gates  # noqa: PLC0415
+    from outpost_runtime.update.box import open_box  # noqa: PLC0415
+    from outpost_runtime.update.sync import Wishes, sync  # noqa: PLC0415
+
+    box = open_box(parsed.store)
+    bar = _Bar()
+    wishes = Wishes(
+        from_stick=from_stick, dry_run=parsed.dry_run, planned=bar.begin, progress=bar.add
+    )
+    began = time.monotonic()
+    outcome = sync(box, sources, time.time(), wishes)
+    bar.end()
+    _show(outcome, time.monotonic() - began)
+    if not outcome.staged:
+        return 0
+    candidates = {name: box.store.slot(name) for name in outcome.staged}
+    pass_gates(box.store)
+    return show_outcome(box.store, candidates)
+
+
+def _show(outcome: "Outcome", seconds: float) -> None:
+    from outpost_runtime.update.planning import describe  # noqa: PLC0415
+
+    for name, reason in sorted(outcome.reasons.items()):
+        sys.stdout.write(f"{name}: {reason}\n")
+    if outcome.plan is None:
+        if not outcome.reasons:
+            sys.stdout.write("The publisher offers nothing.\n")
+        return
+    for line in describe(outcome.plan):
+        sys.stdout.write(f"{line}\n")
+    if outcome.staged:
+        sys.stdout.write(f"fetched and checked in {seconds:.1f} s\n")
+
+
+def _export_status(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.update.box import open_box  # noqa: PLC0415
+    from outpost_runtime.update.reporting import write_status  # noqa: PLC0415
+
+    box = open_box(parsed.store)
+    path = parsed.path / f"{box.device.id[:16]}.json" if parsed.path.is_dir() else parsed.path
+    write_status(box, path, time.time())
+    sys.stdout.write(f"{path} says what this box has and did; its key has signed it.\n")
+    return 0
+
+
+class _Bar:
+    """Shows how much of a plan has come, where somebody looks."""
+
+    def __init__(self) -> None:
+        self._total = self._done = 0
+        self._shown = sys.stderr.isatty()
+
+    def begin(self, plan: "Plan") -> None:
+        self._total = plan.fetched
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._shown and self._total:
+            share = min(100, self._done * 100 // self._total)
+            sys.stderr.write(f"\rfetching: {share} % of {self._total:,} bytes ")
+
+    def end(self) -> None:
+        if self._shown and self._done:
+            sys.stderr.write("\n")

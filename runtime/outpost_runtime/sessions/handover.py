@@ -1,0 +1,54 @@
+"""A graph that is being opened, told to the process that shall open it.
+
+Descriptors keep their numbers in a process that inherits them, so a message can name them.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from outpost_runtime.sessions.graph import Opening, Outside
+from outpost_runtime.sessions.weight import described, weights_of
+
+
+def request_of(opening: Opening, label: str, threads: int | None) -> dict[str, Any]:
+    """Return the message."""
+    return {
+        "path": opening.path,
+        "pipe": opening.pipe,
+        "tables": _outside(opening.tables),
+        "apart": _outside(opening.apart),
+        "label": label,
+        "threads": threads,
+    }
+
+
+class InheritedGraph:
+    """What a message says, as the graph that it was; see :class:`Graph`. It is opened once."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.label: str = request["label"]
+        self._opening = Opening(
+            path=request["path"],
+            pipe=request["pipe"],
+            tables=_outside_of(request["tables"]),
+            apart=_outside_of(request["apart"]),
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator[Opening]:
+        """See :class:`Graph`; whether what came was right is for the other process to say."""
+        try:
+            yield self._opening
+        finally:
+            for descriptor in self._opening.descriptors:
+                os.close(descriptor)
+
+
+def _outside(outside: Outside) -> dict[str, Any]:
+    return {"weights": described(outside.weights), "descriptor": outside.descriptor}
+
+
+def _outside_of(table: Mapping[str, Any]) -> Outside:
+    return Outside(weights=weights_of(table["weights"]), descriptor=table["descriptor"])

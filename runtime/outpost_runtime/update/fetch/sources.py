@@ -1,0 +1,18 @@
+"""From what an operator writes to a fetcher."""
+
+from pathlib import Path
+
+from outpost_runtime.update.fetch import Fetcher
+from outpost_runtime.update.fetch.folder import FolderFetcher
+from outpost_runtime.update.fetch.http import HttpFetcher
+
+
+def open_source(location: str, *, ca_bundle: Path | None = None) -> Fetcher:
+    """Return a fetcher for a URL (``https://…``, ``http://…``) or a folder.
+
+    Raises:
+        ConfigurationError: The URL or the certificates are of no use.
+    """
+    if "://" in location:
+        return HttpFetcher(location, ca_bundle=ca_bundle)
+    return FolderFetcher(Path(location))

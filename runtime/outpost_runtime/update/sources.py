@@ -1,0 +1,56 @@
+"""From what a box was told to fetchers: mirrors of the site first, then the repository."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outpost_runtime.update.fetch import Fetcher
+from outpost_runtime.update.fetch.failover import FailoverFetcher
+from outpost_runtime.update.fetch.retry import RetryingFetcher
+from outpost_runtime.update.fetch.sources import open_source
+from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
+from outpost_runtime.update.planning import WORKERS
+from outpost_runtime.update.policy import UpdatePolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sources:
+    """One fetcher for each connection, all of the same sources in the same order."""
+
+    fetchers: tuple[Fetcher, ...]
+    failovers: tuple[FailoverFetcher, ...] = ()
+
+    def blame(self, fetcher: Fetcher) -> bool:
+        """Put aside what a fetcher read from last; says whether it has another source."""
+        place = self.fetchers.index(fetcher)
+        return bool(self.failovers) and self.failovers[place].blame()
+
+
+def open_sources(
+    locations: Sequence[str], policy: UpdatePolicy, mirrors: Sequence[str] = ()
+) -> Sources:
+    """Open sources.
+
+    Args:
+        locations: URLs or folders, in order.
+        mirrors: Addresses of mirrors, which are asked first and trusted for nothing.
+
+    Raises:
+        ConfigurationError: A location is of no use.
+    """
+    failovers = tuple(_failover((*mirrors, *locations)) for _ in range(WORKERS))
+    if policy.bytes_per_second is None:
+        return Sources(fetchers=failovers, failovers=failovers)
+    bandwidth = Bandwidth(policy.bytes_per_second)
+    throttled = tuple(ThrottledFetcher(each, bandwidth) for each in failovers)
+    return Sources(fetchers=throttled, failovers=failovers)
+
+
+def mirrors_near_by() -> tuple[str, ...]:
+    """Return the addresses of mirrors that say that they are on this network."""
+    from outpost_runtime.update.fetch.mdns import find_mirrors  # noqa: PLC0415 - where it is used
+
+    return tuple(f"http://{address}" for address in find_mirrors())
+
+
+def _failover(locations: Sequence[str]) -> FailoverFetcher:
+    return FailoverFetcher([RetryingFetcher(open_source(each)) for each in locations])

@@ -1,0 +1,292 @@
+"""One update, from a source's signed offers to candidates that wait for the gate.
+
+1. Refresh the signed metadata; what it says is all that is believed.
+2. Choose what is for this box, and fetch the releases.
+3. Let wait what cannot come without something else.
+4. Plan: what to fetch, what is here, what it takes of the disk; refuse what does not fit.
+5. Fetch blocks and content keys; whatever stops this, the next time goes on from there.
+6. Check every file against its manifest; what the disk has damaged is fetched again.
+7. Record the release counters, and make the bundles candidates, all at once.
+
+Nothing that serves is touched. What fails leaves blocks that the next update finds.
+"""
+
+import contextlib
+import fcntl
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from outpost_runtime.bundle import verify
+from outpost_runtime.errors import BusyError, FetchError, NotFoundError, TrustError
+from outpost_runtime.store import SPARE_BYTES
+from outpost_runtime.update import activation
+from outpost_runtime.update.activation import Change
+from outpost_runtime.update.box import Box
+from outpost_runtime.update.fetch import Fetcher
+from outpost_runtime.update.holding import held_back
+from outpost_runtime.update.making import make_block
+from outpost_runtime.update.offers import SignedOffer
+from outpost_runtime.update.planning import Holdings, Plan, plan_update, useful_references
+from outpost_runtime.update.probation import bases
+from outpost_runtime.update.release import (
+    Block,
+    DeltaIndex,
+    DeltaReference,
+    Offer,
+    Release,
+)
+from outpost_runtime.update.rollout import Choice, choose
+from outpost_runtime.update.slots import Candidate, Slot
+from outpost_runtime.update.sources import Sources
+from outpost_runtime.update.transfer import read_delta_index, transfer
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """How an update is done.
+
+    Attributes:
+        from_stick: The source was carried here.
+        dry_run: Stop after the plan.
+        most_bytes: Largest number of bytes to fetch; None is any.
+        planned: Called with the plan before the first byte.
+        progress: Called with the number of bytes of every piece that came.
+        should_stop: Asked at every piece.
+    """
+
+    from_stick: bool = False
+    dry_run: bool = False
+    most_bytes: int | None = None
+    planned: Callable[[Plan], None] = lambda _: None
+    progress: Callable[[int], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What an update came to.
+
+    Attributes:
+        reasons: Why names stay as they are, by name.
+        staged: Names that have a candidate now.
+        plan: What was or would be fetched; None where nothing is to be done.
+    """
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    staged: tuple[str, ...] = ()
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chosen:
+    signed: SignedOffer
+    release: Release
+
+
+def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
+    """Update from one source, or several behind one fetcher.
+
+    Args:
+        now: The box's clock, in seconds since 1970.
+
+    Raises:
+        TrustError: What the source has may not be used.
+        FetchError: The source failed; what came is kept.
+        StoreError: There is no room, or the store cannot be written.
+        BusyError: Another update is under way in this store.
+    """
+    fetcher = sources.fetchers[0]
+    with _alone(box.store.folder):
+        refreshed = box.trust.refresh(fetcher, now, from_stick=wishes.from_stick)  # 1
+        time = int(box.trust.time(now))
+        signed = {one.offer: one for one in refreshed.offers}
+        slots = box.store.slots()
+        choices = choose(signed, box.device.as_device(), slots, time)  # 2
+        reasons = {c.name: c.reason for c in choices if c.offer is None}
+        reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
+        chosen = _releases(box, fetcher, choices, signed)
+        releases = {name: each.release for name, each in chosen.items()}
+        held = held_back(releases, slots, bases(box.store, slots))  # 3
+        reasons |= {name: f"waits: {reason}" for name, reason in held.items()}
+        going = {name: each for name, each in chosen.items() if name not in held}
+        if not going:
+            return Outcome(reasons=reasons)
+        coming = [each.release for each in going.values()]
+        plan = _plan(box, fetcher, coming)  # 4
+        wishes.planned(plan)
+        if wishes.dry_run:
+            return Outcome(reasons=reasons, plan=plan)
+        _check_cost(plan, wishes.most_bytes)
+        _fetch(box, sources, coming, plan, wishes)  # 5
+        if _throw_away_damaged(box, coming):  # 6
+            _fetch(box, sources, coming, _plan(box, fetcher, coming), wishes)
+        _check_files(box, coming)
+        _stage(box, going, int(now))  # 7
+    return Outcome(reasons=reasons, staged=tuple(going), plan=plan)
+
+
+def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
+    """Read every block that this box needs, and fetch those again that its disk has damaged.
+
+    Returns:
+        What was fetched; None where everything is as it should be.
+
+    Raises:
+        FetchError, NotFoundError: The sources failed, or have the blocks no more.
+        StoreError: There is no room, or the store cannot be written.
+        BusyError: An update is under way in this store.
+    """
+    with _alone(box.store.folder):
+        releases = [box.store.releases.read(bundle) for bundle in sorted(_needed(box))]
+        if not _throw_away_damaged(box, releases):
+            return None
+        plan = _plan(box, sources.fetchers[0], releases)
+        wishes.planned(plan)
+        _fetch(box, sources, releases, plan, wishes)
+        _check_files(box, releases)
+    return plan
+
+
+def _releases(
+    box: Box, fetcher: Fetcher, choices: Sequence[Choice], signed: dict[Offer, SignedOffer]
+) -> dict[str, _Chosen]:
+    chosen = {}
+    for choice in choices:
+        if choice.offer is not None:
+            one = signed[choice.offer]
+            release = box.trust.release(fetcher, one)
+            _check_same(one, release)
+            chosen[choice.name] = _Chosen(signed=one, release=release)
+    return chosen
+
+
+def _check_same(signed: SignedOffer, release: Release) -> None:
+    offer = signed.offer
+    said = offer.name, offer.version, offer.target, offer.bundle
+    if said != (release.name, release.version, release.target, release.bundle):
+        raise TrustError(
+            f"The release {signed.path} is not what its offer says.",
+            hint="Have it published again; nothing was changed.",
+        )
+
+
+def _plan(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
+    kept = [box.store.releases.read(bundle) for bundle in _needed(box)]
+    here = {release.bundle for release in kept}
+    references = [ref for release in releases for ref in useful_references(release, here)]
+    indexes = [index for ref in references if (index := _delta_index(fetcher, ref)) is not None]
+    box.store.blocks.folder.mkdir(exist_ok=True)
+    holdings = Holdings(
+        blocks=box.store.blocks.sizes(),
+        partials=box.store.blocks.partials(),
+        free=shutil.disk_usage(box.store.folder).free,
+        spare=SPARE_BYTES,
+    )
+    return plan_update(releases, indexes, holdings, kept)
+
+
+def _needed(box: Box) -> set[str]:
+    named = {bundle for slot in box.store.slots().values() for bundle in slot.names()}
+    return {bundle for bundle in named if box.store.releases.has(bundle)}
+
+
+def _delta_index(fetcher: Fetcher, reference: DeltaReference) -> DeltaIndex | None:
+    """Return which deltas there are; without them, blocks come whole."""
+    try:
+        return read_delta_index(fetcher, reference)
+    except (NotFoundError, FetchError, TrustError) as error:
+        _LOG.warning("deltas are not used: %s", error)
+        return None
+
+
+def _check_cost(plan: Plan, most: int | None) -> None:
+    if most is not None and plan.fetched > most:
+        raise FetchError(
+            f"The update is {plan.fetched:,} bytes, and on a metered link {most:,} may be fetched.",
+            hint="It comes when the link costs nothing, or with 'outpost sync' by hand.",
+        )
+
+
+def _fetch(
+    box: Box, sources: Sources, releases: Sequence[Release], plan: Plan, wishes: Wishes
+) -> None:
+    box.store.releases.expect([release.bundle for release in releases])
+    for release in releases:
+        box.store.releases.write(release)
+    ring = box.keys
+    keys = {r.key: ring.obtain(r.key, sources.fetchers[0]) for r in releases}
+    by_block = {block.id: keys[r.key] for r in releases for block in r.blocks()}
+    stop = threading.Event()
+
+    def make(delta: bytes, source: bytes, block: Block) -> bytes:
+        return make_block(delta, source, block, by_block[block.id])
+
+    def progress(count: int) -> None:
+        wishes.progress(count)
+        if wishes.should_stop():
+            stop.set()
+
+    done = transfer(
+        plan,
+        box.store.blocks,
+        sources.fetchers,
+        make,
+        stop=stop,
+        blame=sources.blame,
+        progress=progress,
+    )
+    if not done.finished:
+        raise FetchError("The update was stopped.", hint="The next one goes on from here.")
+
+
+def _throw_away_damaged(box: Box, releases: Sequence[Release]) -> bool:
+    """Remove blocks that are not what their names say; says whether there were any."""
+    blocks = box.store.blocks
+    damaged = blocks.damaged({block.id for release in releases for block in release.blocks()})
+    if damaged:
+        _LOG.warning("%d blocks on this disk are damaged; they are fetched again", len(damaged))
+        blocks.remove(damaged)
+    return bool(damaged)
+
+
+def _check_files(box: Box, releases: Sequence[Release]) -> None:
+    for release in releases:
+        verify(box.store.bundle(release.bundle))
+
+
+def _stage(box: Box, going: dict[str, _Chosen], now: int) -> None:
+    for each in going.values():
+        box.trust.accept(each.signed)
+
+    def decide(slots: dict[str, Slot]) -> Change | None:
+        changes = []
+        for name, each in going.items():
+            base = each.release.base
+            candidate = Candidate(
+                bundle=each.release.bundle,
+                release=each.signed.offer.release,
+                with_base=None if base is None else base.bundle,
+            )
+            changes.append(activation.stage(name, slots.get(name, Slot()), candidate, now))
+        return activation.together(changes)
+
+    box.store.change(decide)
+    box.store.releases.expect([])
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / ".sync").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BusyError(
+                "Another update is under way here.", hint="Wait for it; 'outpost status' shows it."
+            ) from None
+        yield

@@ -1,0 +1,85 @@
+"""How other threads reach the event loop."""
+
+import asyncio
+from concurrent.futures import Future
+
+import pytest
+from outpost_runtime.server.waiting import Crossing, result_of
+
+
+class _CountingLoop:
+    """An event loop that counts how often it is woken."""
+
+    def __init__(self, loop):
+        self._loop = loop
+        self.woken = 0
+
+    def call_soon_threadsafe(self, act):
+        self.woken += 1
+        return self._loop.call_soon_threadsafe(act)
+
+
+def test_what_comes_at_once_wakes_the_loop_once_and_keeps_its_order():
+    async def main():
+        loop = _CountingLoop(asyncio.get_running_loop())
+        crossing, seen = Crossing(loop), []
+        for _ in range(3):
+            for number in range(8):
+                crossing.call(lambda number=number: seen.append(number))
+            await asyncio.sleep(0.01)
+        return loop.woken, seen
+
+    woken, seen = asyncio.run(main())
+    assert woken == 3
+    assert seen == list(range(8)) * 3
+
+
+def test_nothing_is_lost_between_threads_that_never_rest():
+    async def main():
+        crossing, seen = Crossing(asyncio.get_running_loop()), []
+
+        def work(name):
+            for number in range(2000):
+                crossing.call(lambda number=number: seen.append((name, number)))
+
+        await asyncio.gather(*(asyncio.to_thread(work, name) for name in range(3)))
+        await asyncio.sleep(0.01)
+        return seen
+
+    seen = asyncio.run(main())
+    for name in range(3):
+        assert [number for who, number in seen if who == name] == list(range(2000))
+
+
+def test_an_act_that_fails_keeps_nothing_from_those_behind_it():
+    async def main():
+        crossing, seen = Crossing(asyncio.get_running_loop()), []
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        crossing.call(lambda: 1 / 0)
+        crossing.call(lambda: seen.append(1))
+        await asyncio.sleep(0.01)
+        return seen
+
+    assert asyncio.run(main()) == [1]
+
+
+def test_a_loop_that_has_ended_is_an_error_every_time():
+    async def main():
+        return Crossing(asyncio.get_running_loop())
+
+    crossing = asyncio.run(main())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            crossing.call(lambda: None)
+
+
+def test_whoever_stops_waiting_for_a_future_cancels_it():
+    async def main():
+        future = Future()
+        waiting = asyncio.create_task(result_of(future, Crossing(asyncio.get_running_loop())))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return future.cancelled()
+
+    assert asyncio.run(main())

@@ -1,0 +1,305 @@
+"""From signed offers to candidates, over sources that fail, lie and end in the middle."""
+
+import shutil
+
+import pytest
+from outpost_runtime.bundle import read_bundle, verify
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    FetchError,
+    NotFoundError,
+    StoreError,
+    TrustError,
+)
+from outpost_runtime.store import Store
+from outpost_runtime.update import activation
+from outpost_runtime.update.alone import pass_gates
+from outpost_runtime.update.release import Rollout, block_path
+from outpost_runtime.update.reporting import report
+from outpost_runtime.update.sources import Sources
+from outpost_runtime.update.sync import Wishes, _alone, repair
+
+from tests.support.candidates import adapter_of, spoiled, version_of
+from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER
+from tests.support.fleet import Fleet
+from tests.support.publisher import NOW
+from tests.support.sealed import Blocks, released
+
+_NAME = "tiny-classifier"
+
+
+@pytest.fixture
+def fleet():
+    return Fleet()
+
+
+@pytest.fixture
+def box(fleet, tmp_path):
+    return fleet.box(tmp_path / "store")
+
+
+def _served(box, fleet, bundle, **changes):
+    """Publish, fetch, pass the gate, and commit."""
+    fleet.publish(bundle, **changes)
+    fleet.update(box)
+    pass_gates(box.store)
+    name = bundle.manifest.name
+    assert box.store.slot(name).active == bundle.digest
+    box.store.change(lambda slots: activation.commit(name, slots[name], "", 1))
+
+
+def test_a_first_bundle_is_fetched_staged_gated_and_served(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    fleet.publish(bundle)
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert box.store.slot(_NAME).candidate.bundle == bundle.digest
+    assert box.store.slot(_NAME).active is None
+    pass_gates(box.store)
+    assert box.store.slot(_NAME).active == bundle.digest
+    verify(box.store.active(_NAME))
+    assert fleet.update(box).reasons == {_NAME: "is up to date"}
+
+
+def test_an_idle_poll_is_two_requests_and_less_than_a_kilobyte(fleet, box):
+    _served(box, fleet, read_bundle(CLASSIFIER))
+    source = fleet.publisher.fetcher()
+    fleet.update(box, source)
+    assert len(source.requests) == 2
+    assert source.given <= 1000
+
+
+def test_plain_weights_lie_nowhere_in_the_store(fleet, box):
+    _served(box, fleet, read_bundle(CLASSIFIER))
+    weights = (CLASSIFIER / "model.onnx.data").read_bytes()
+    windows = [weights[at : at + 64] for at in range(1000, len(weights), 10_000)]
+    files = [p.read_bytes() for p in box.store.folder.rglob("*") if p.is_file()]
+    assert not any(window in data for window in windows for data in files)
+    assert any(window in weights for window in windows)
+
+
+def test_what_is_here_is_not_fetched_again(fleet, box, tmp_path):
+    _served(box, fleet, read_bundle(CLASSIFIER))
+    fleet.publish(version_of(CLASSIFIER, tmp_path, "2"))
+    source = fleet.publisher.fetcher()
+    outcome = fleet.update(box, source)
+    blocks = [path for path in source.requests if path.startswith("blocks/")]
+    assert len(blocks) == 1  # the manifest's
+    assert outcome.plan.fetched < 4000
+
+
+def test_deltas_are_taken_where_they_cost_less(fleet, box, tmp_path):
+    old = version_of(CLASSIFIER, tmp_path, "1")
+    _served(box, fleet, old)
+    new = version_of(CLASSIFIER, tmp_path, "2")
+    fleet.publish(new, predecessor=old)
+    outcome = fleet.update(box)
+    assert outcome.plan.fetched < outcome.plan.whole
+    pass_gates(box.store)
+    assert box.store.slot(_NAME).active == new.digest
+
+
+def test_a_dry_run_shows_the_plan_and_fetches_no_block(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    source = fleet.publisher.fetcher()
+    outcome = fleet.update(box, source, dry_run=True)
+    assert outcome.plan.fetched > 100_000
+    assert outcome.staged == ()
+    assert not any(path.startswith("blocks/") for path in source.requests)
+    assert box.store.slots() == {}
+
+
+@pytest.mark.incident("a link that is cut", where="at any block; the next update goes on")
+def test_an_update_that_is_cut_off_goes_on_from_there(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    came = 0
+
+    def progress(count):
+        nonlocal came
+        came += count
+
+    with pytest.raises(FetchError, match="was stopped"):
+        fleet.update(box, progress=progress, should_stop=lambda: came > 50_000)
+    first = came
+    outcome = fleet.update(box, progress=progress)
+    assert outcome.staged == (_NAME,)
+    assert 0 < outcome.plan.fetched < outcome.plan.total - 40_000
+    assert came - first == outcome.plan.fetched
+
+
+@pytest.mark.incident("a block that is not what was signed", where="in the repository")
+def test_a_wrong_block_is_refused_and_nothing_is_staged(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    path = next(p for p in fleet.publisher.files if p.startswith("blocks/"))
+    data = fleet.publisher.files[path]
+    fleet.publisher.files[path] = data[:-1] + bytes([data[-1] ^ 1])
+    with pytest.raises(FetchError):
+        fleet.update(box)
+    assert box.store.slots() == {}
+    fleet.publisher.files[path] = data
+    assert fleet.update(box).staged == (_NAME,)
+
+
+@pytest.mark.incident("a block that is missing", where="in the repository")
+def test_a_missing_block_is_named_and_the_rest_is_kept(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    last = released(read_bundle(CLASSIFIER), Blocks()).files[-1].blocks[-1]
+    path = block_path(last.id)
+    data = fleet.publisher.files.pop(path)
+    with pytest.raises((FetchError, NotFoundError), match=path[-12:]):
+        fleet.update(box)
+    fleet.publisher.files[path] = data
+    outcome = fleet.update(box)
+    assert outcome.plan.fetched <= 2 * len(data)
+
+
+@pytest.mark.incident("a damaged block", where="on the box, under a model that is served")
+def test_a_block_that_the_disk_has_damaged_is_fetched_again(fleet, box, tmp_path):
+    old = read_bundle(CLASSIFIER)
+    _served(box, fleet, old)
+    block = max(box.store.blocks.sizes().items(), key=lambda item: item[1])[0]
+    path = box.store.blocks.folder / block_path(block).removeprefix("blocks/")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError):
+        verify(box.store.active(_NAME))
+    sources = Sources(fetchers=(fleet.publisher.fetcher(),))
+    assert len(repair(box, sources, Wishes()).steps) == 1
+    verify(box.store.active(_NAME))
+    assert repair(box, sources, Wishes()) is None
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    fleet.publish(version_of(CLASSIFIER, tmp_path, "2"))
+    fleet.update(box)
+    verify(box.store.active(_NAME))
+
+
+@pytest.mark.incident("a box that was not granted the key", where="first update")
+def test_without_a_grant_the_box_is_told_whom_to_ask(fleet, tmp_path):
+    box = fleet.box(tmp_path / "store")
+    fleet.publisher.files = {
+        path: data for path, data in fleet.publisher.files.items() if not path.startswith("keys/")
+    }
+    fleet.publish(read_bundle(CLASSIFIER))
+    with pytest.raises(TrustError, match="was not granted to this box"):
+        fleet.update(box)
+    fleet.grant(box)
+    assert fleet.update(box).staged == (_NAME,)
+
+
+@pytest.mark.incident("a genuine but older stick", where="import")
+def test_an_older_stick_is_refused(fleet, box, tmp_path):
+    fleet.publish(read_bundle(CLASSIFIER))
+    stick = fleet.publisher.frozen()
+    new = version_of(CLASSIFIER, tmp_path, "2")
+    fleet.publish(new)
+    fleet.update(box)
+    pass_gates(box.store)
+    with pytest.raises(TrustError):
+        fleet.update(box, fleet.publisher.fetcher(stick), from_stick=True)
+    assert box.store.slot(_NAME).active == new.digest
+
+
+def test_a_stick_works_where_no_network_ever_was(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    half_a_year = NOW + 150 * 86_400
+    with pytest.raises(TrustError, match="expired"):
+        fleet.update(box, now=half_a_year)
+    outcome = fleet.update(box, fleet.publisher.fetcher(), now=half_a_year, from_stick=True)
+    assert outcome.staged == (_NAME,)
+
+
+@pytest.mark.incident("a clock of 1970", where="sync")
+def test_a_clock_of_1970_installs_all_the_same(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    assert fleet.update(box, now=0.0).staged == (_NAME,)
+
+
+@pytest.mark.incident("a clock of 2100", where="sync")
+def test_a_clock_of_2100_installs_nothing_and_is_forgotten_once_it_is_right(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    with pytest.raises(TrustError, match="expired"):
+        fleet.update(box, now=4_102_444_800.0)
+    assert fleet.update(box, now=NOW).staged == (_NAME,)
+
+
+def test_a_halted_release_is_not_taken_and_a_later_one_is(fleet, box, tmp_path):
+    fleet.publish(read_bundle(CLASSIFIER), rollout=Rollout(percent=0))
+    assert "is halted" in fleet.update(box).reasons[_NAME]
+    fleet.publish(version_of(CLASSIFIER, tmp_path, "2"))
+    assert fleet.update(box).staged == (_NAME,)
+
+
+@pytest.mark.incident("a bundle that answers wrongly", where="published, fetched, gated")
+def test_a_bad_bundle_is_refused_by_the_gate_and_not_fetched_again(fleet, box, tmp_path):
+    good = read_bundle(CLASSIFIER)
+    _served(box, fleet, good)
+    bad = spoiled(CLASSIFIER, tmp_path, "2")
+    fleet.publish(bad)
+    fleet.update(box)
+    pass_gates(box.store)
+    assert box.store.slot(_NAME).active == good.digest
+    outcome = fleet.update(box)
+    assert "has failed here before" in outcome.reasons[_NAME]
+    assert outcome.plan is None
+
+
+def test_a_base_and_its_adapter_are_fetched_and_served_together(fleet, box, tmp_path):
+    base = version_of(DECODER, tmp_path, "2")
+    adapter = adapter_of(ADAPTERS[0], base, tmp_path, "2")
+    fleet.publish(adapter)
+    assert "its base 'tiny-decoder' is not here" in fleet.update(box).reasons[ADAPTERS[0].name]
+    fleet.publish(base)
+    assert set(fleet.update(box).staged) == {"tiny-decoder", ADAPTERS[0].name}
+    pass_gates(box.store)
+    assert {name: slot.active for name, slot in box.store.slots().items()} == {
+        "tiny-decoder": base.digest,
+        ADAPTERS[0].name: adapter.digest,
+    }
+
+
+@pytest.mark.incident("a disk without room", where="plan")
+def test_what_does_not_fit_is_refused_with_figures_before_the_first_byte(fleet, box, monkeypatch):
+    fleet.publish(read_bundle(CLASSIFIER))
+    usage = shutil.disk_usage(box.store.folder)._replace(free=16_800_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    source = fleet.publisher.fetcher()
+    with pytest.raises(StoreError, match="16,800,000 are free"):
+        fleet.update(box, source)
+    assert not any(path.startswith("blocks/") for path in source.requests)
+
+
+def test_on_a_metered_link_large_updates_wait(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    with pytest.raises(FetchError, match="on a metered link 1,000 may be fetched"):
+        fleet.update(box, most_bytes=1000)
+
+
+def test_two_updates_at_once_are_refused(fleet, box):
+    with _alone(box.store.folder), pytest.raises(BusyError):
+        fleet.update(box)
+
+
+def test_old_blocks_go_when_no_slot_needs_them(fleet, box, tmp_path):
+    for version in "123":
+        bundle = version_of(CLASSIFIER, tmp_path, version)
+        _served(box, fleet, bundle)
+    assert box.store.releases.bundles() == set(box.store.slot(_NAME).names())
+    assert box.store.blocks.ids() == box.store.releases.blocks()
+
+
+def test_a_provisioned_box_takes_nothing_unsigned(box):
+    with pytest.raises(StoreError, match="signed bundles only"):
+        box.store.add(CLASSIFIER)
+
+
+def test_a_store_with_models_added_by_hand_is_not_provisioned(fleet, tmp_path):
+    Store(tmp_path / "store").add(CLASSIFIER)
+    with pytest.raises(StoreError, match="added by hand"):
+        fleet.box(tmp_path / "store")
+
+
+def test_the_report_says_what_the_box_has(fleet, box):
+    _served(box, fleet, read_bundle(CLASSIFIER))
+    said = report(box, NOW)
+    assert said.models[_NAME].active.bundle == read_bundle(CLASSIFIER).digest
+    assert [event.what for event in said.history] == ["staged", "activated", "committed"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from outpost_runtime.server.inference import service as inference_service
 from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.rest import InferenceRoutes
 from outpost_runtime.server.metrics import Metrics
+from outpost_runtime.server.service_manager import ServiceManager
 from outpost_runtime.server.status import StatusInterceptor
 from outpost_runtime.server.waiting import Crossing
 
@@ -144,7 +146,8 @@ async def serve_until_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    async with ServiceManager(os.environ).serving():
+        await stop.wait()
     _LOG.info("stopping")
     await asyncio.to_thread(before_stopping)
     await server.stop()

@@ -82,9 +82,9 @@ def fits(differences: NDArray[np.int8], rows: Rows) -> list[LowRank]:
         differences: With their signs.
         rows: Where the matrix lies among them.
     """
-    grid = np.zeros(rows.count(len(differences)) * rows.width, np.float32)
-    grid[rows.first : rows.first + len(differences)] = differences
-    grid = grid.reshape(-1, rows.width)
+    flat = np.zeros(rows.count(len(differences)) * rows.width, np.float32)
+    flat[rows.first : rows.first + len(differences)] = differences
+    grid = flat.reshape(-1, rows.width)
     most = min(MOST_RANK + _OVER, min(grid.shape) // 4)
     if most < 1 or not grid.any():
         return []
@@ -117,12 +117,14 @@ def _decomposed(grid: Floats, count: int) -> tuple[Floats, NDArray[np.float64], 
 def _orthonormal(vectors: Floats) -> Floats:
     squares, turn = np.linalg.eigh(_gram(vectors))
     scale = 1 / np.sqrt(np.maximum(squares, squares[-1] * 1e-10 + 1e-30))
-    return np.einsum("jk,jw->kw", (turn * scale).astype(np.float32), vectors)
+    found: Floats = np.einsum("jk,jw->kw", (turn * scale).astype(np.float32), vectors)
+    return found
 
 
 def _gram(vectors: Floats) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64)
-    return np.einsum("jw,kw->jk", wide, wide)
+    found: NDArray[np.float64] = np.einsum("jw,kw->jk", wide, wide)
+    return found
 
 
 def _rounded(left: Floats, values: NDArray[np.float64], right: Floats, rows: Rows) -> LowRank:

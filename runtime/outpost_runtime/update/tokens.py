@@ -113,7 +113,8 @@ def _shifts(kind: Kind, numbers: Numbers, counts: Counts) -> Bytes:
     sums = np.concatenate([[0.0], np.cumsum(numbers, dtype=np.float64)])
     means = (sums[ends] - sums[ends - counts]) / np.maximum(counts, 1)
     shifts = np.floor(np.log2(np.maximum(means, 1))) - _TOKEN_BITS
-    return np.clip(shifts, 0, 8 * kind.bytes - 8).astype(np.uint8)
+    found: Bytes = np.clip(shifts, 0, 8 * kind.bytes - 8).astype(np.uint8)
+    return found
 
 
 def _low(numbers: Numbers, shift: int) -> Iterable[Bytes]:

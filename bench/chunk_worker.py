@@ -19,7 +19,7 @@ import zstandard
 from fastcdc import fastcdc
 
 _AVERAGE = 64 << 10
-_LEVEL = 19
+_LEVEL = 9
 _PACKAGES = ("hf-xet", "fastcdc", "zstandard")
 
 

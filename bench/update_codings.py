@@ -13,7 +13,7 @@ from bench import peers, update_path
 from bench.update_pairs import Pair
 from bench.workers import ROOT
 
-LEVEL = 19
+LEVEL = 9
 _LARGEST_WINDOW = 30
 _READ = 1 << 20
 

@@ -146,15 +146,19 @@ def _places(count: int, found: Bytes | None) -> tuple[NDArray[np.intp] | None, t
 def _without_guess(kind: Kind, change: Numbers, guess: Guess | None) -> Numbers:
     if guess is None:
         return change
-    beside = change - guess.steps.astype(np.uint8)
-    return elements.wrap(kind, np.where(guess.below, 0 - beside, beside))
+    return elements.wrap(kind, _turned(change - guess.steps, guess))
 
 
 def _with_guess(kind: Kind, beside: Numbers, guess: Guess | None) -> Numbers:
     if guess is None:
         return beside
-    turned = np.where(guess.below, 0 - beside, beside)
-    return elements.wrap(kind, turned + guess.steps.astype(np.uint8))
+    return elements.wrap(kind, _turned(beside, guess) + guess.steps)
+
+
+def _turned(beside: Numbers, guess: Guess) -> Numbers:
+    """Negate those that are expected below, so that the more likely side is the positive one."""
+    mask = 0 - guess.below
+    return (beside ^ mask) - mask
 
 
 def _profile_head(profile: Profile) -> bytes:

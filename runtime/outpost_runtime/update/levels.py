@@ -77,22 +77,22 @@ def by_value(kind: Kind, old: Numbers) -> Bytes:
     if not kind.is_float:
         raise TrustError("A difference of 8-bit integers is sorted by their value.")
     found = elements.exponents(kind, old)
-    levels: Bytes = np.minimum(found.max(initial=0) - found, COUNT - 1).astype(np.uint8)
-    return levels
+    return np.minimum(found.max(initial=0) - found, COUNT - 1).astype(np.uint8)
 
 
 def by_profile(kind: Kind, old: Numbers, profile: Profile) -> Bytes:
     """Return the levels of old numbers whose rows and columns have a profile."""
     expected = _expected(kind, old, profile) + np.int16(profile.bias)
-    levels: Bytes = np.clip(expected, 0, COUNT - 1).astype(np.uint8)
-    return levels
+    return np.clip(expected, 0, COUNT - 1).astype(np.uint8)
 
 
 def fit(kind: Kind, old: Numbers, folded: Numbers, rows: Rows) -> Profile:
     """Return the profile that differences have."""
-    found = elements.exponents(kind, old)
-    magnitudes = np.ldexp((folded.astype(np.float64) + 1) // 2, found - found.max(initial=0))
-    grid = np.zeros((2, rows.count(len(old)) * rows.width))
+    magnitudes = ((folded + (folded & 1)) >> 1).astype(np.float32)
+    if kind.is_float:
+        found = elements.exponents(kind, old)
+        magnitudes = np.ldexp(magnitudes, found - found.max(initial=0))
+    grid = np.zeros((2, rows.count(len(old)) * rows.width), np.float32)
     grid[:, rows.first : rows.first + len(old)] = magnitudes, np.ones(len(old))
     sums, counts = grid.reshape(2, -1, rows.width)
     profile = Profile(
@@ -112,8 +112,7 @@ def _expected(kind: Kind, old: Numbers, profile: Profile) -> NDArray[np.int16]:
     return grid - 2 * elements.exponents(kind, old) if kind.is_float else grid
 
 
-def _half_octaves(means: NDArray[np.float64]) -> Bytes:
+def _half_octaves(means: NDArray[np.float32]) -> Bytes:
     smallest = max(float(means.max(initial=0)), 1e-300) * 2.0 ** (-COUNT / 2)
-    octaves = np.rint(2 * np.log2(np.maximum(means, smallest) / smallest))
-    levels: Bytes = np.clip(octaves, 0, COUNT).astype(np.uint8)
-    return levels
+    octaves = np.rint(2 * np.log2(np.maximum(means.astype(np.float64), smallest) / smallest))
+    return np.clip(octaves, 0, COUNT).astype(np.uint8)

@@ -20,12 +20,17 @@ from outpost_runtime.update.pieces import Bytes
 MOST_RANK = 32
 _FRACTION_BITS = 16
 _HALF = 1 << (_FRACTION_BITS - 1)
+_PLACE_BITS = 7
+"""Of a guess's place between two halves: the middle is the whole number; 64 levels on each side."""
+
 _ROUNDS = 3
 _OVER = 8
 _PRECISION = 0.05
 """How far the guess may be off in steps, as a standard deviation; smaller costs more digits."""
 
 _ABOVE_NOISE = 1.05
+_LEAST = 0.02
+"""What a component must add to the guess, in steps, as a standard deviation."""
 
 Integers = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -53,13 +58,13 @@ class Guess:
     """What is expected of every difference.
 
     Attributes:
-        steps: The nearest whole difference.
-        below: Whether the true one is rather less than more.
+        steps: The nearest whole difference, modulo 256.
+        below: 1 where the true one is rather less than more, else 0.
         levels: How unsure it is, 0 to 63.
     """
 
-    steps: Integers
-    below: NDArray[np.bool_]
+    steps: Bytes
+    below: Bytes
     levels: Bytes
 
 
@@ -68,11 +73,11 @@ def guess(low_rank: LowRank, count: int) -> Guess:
     weighted = low_rank.of_rows * low_rank.weights[:, None]
     grid = np.einsum("kr,kw->rw", weighted, low_rank.of_columns, dtype=np.int32, casting="unsafe")
     first = low_rank.rows.first
-    fixed = grid.ravel()[first : first + count]
-    steps = (fixed + _HALF) >> _FRACTION_BITS
-    rest = fixed - (steps << _FRACTION_BITS)
-    levels = np.minimum(np.abs(rest) >> 9, COUNT - 1).astype(np.uint8)
-    return Guess(steps, rest < 0, levels)
+    fixed = grid.ravel()[first : first + count] + np.int32(_HALF)
+    place = (fixed >> (_FRACTION_BITS - _PLACE_BITS)).astype(np.uint8) & (2 * COUNT - 1)
+    below = (place < COUNT).view(np.uint8)
+    levels = (place ^ (0 - below)) & (COUNT - 1)
+    return Guess((fixed >> _FRACTION_BITS).astype(np.uint8), below, levels)
 
 
 def fits(differences: NDArray[np.int8], rows: Rows) -> list[LowRank]:
@@ -91,7 +96,8 @@ def fits(differences: NDArray[np.int8], rows: Rows) -> list[LowRank]:
     left, values, right = _decomposed(grid, most)
     rest = max(float((grid.astype(np.float64) ** 2).sum() - (values**2).sum()), 0.0)
     edge = np.sqrt(rest / grid.size) * (np.sqrt(grid.shape[0]) + np.sqrt(grid.shape[1]))
-    rank = min(int(np.count_nonzero(values > _ABOVE_NOISE * edge)), MOST_RANK)
+    least = max(_ABOVE_NOISE * edge, _LEAST * np.sqrt(grid.size))
+    rank = min(int(np.count_nonzero(values > least)), MOST_RANK)
     affordable = len(differences) // sum(grid.shape)
     ranks = sorted({min(r, affordable) for r in (rank, -(-rank // 2))} - {0}, reverse=True)
     return [_rounded(left[:r], values[:r], right[:r], rows) for r in ranks]

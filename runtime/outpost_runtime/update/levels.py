@@ -77,13 +77,15 @@ def by_value(kind: Kind, old: Numbers) -> Bytes:
     if not kind.is_float:
         raise TrustError("A difference of 8-bit integers is sorted by their value.")
     found = elements.exponents(kind, old)
-    return np.minimum(found.max(initial=0) - found, COUNT - 1).astype(np.uint8)
+    levels: Bytes = np.minimum(found.max(initial=0) - found, COUNT - 1).astype(np.uint8)
+    return levels
 
 
 def by_profile(kind: Kind, old: Numbers, profile: Profile) -> Bytes:
     """Return the levels of old numbers whose rows and columns have a profile."""
     expected = _expected(kind, old, profile) + np.int16(profile.bias)
-    return np.clip(expected, 0, COUNT - 1).astype(np.uint8)
+    levels: Bytes = np.clip(expected, 0, COUNT - 1).astype(np.uint8)
+    return levels
 
 
 def fit(kind: Kind, old: Numbers, folded: Numbers, rows: Rows) -> Profile:
@@ -115,4 +117,5 @@ def _expected(kind: Kind, old: Numbers, profile: Profile) -> NDArray[np.int16]:
 def _half_octaves(means: NDArray[np.float32]) -> Bytes:
     smallest = max(float(means.max(initial=0)), 1e-300) * 2.0 ** (-COUNT / 2)
     octaves = np.rint(2 * np.log2(np.maximum(means.astype(np.float64), smallest) / smallest))
-    return np.clip(octaves, 0, COUNT).astype(np.uint8)
+    levels: Bytes = np.clip(octaves, 0, COUNT).astype(np.uint8)
+    return levels

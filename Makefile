@@ -11,7 +11,7 @@ PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients fault-matrix lint format proto bench-text bench-tensor soak lock clean
+.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients fault-matrix lint format proto bench-text bench-tensor bench-update soak lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -91,6 +91,9 @@ bench-text: $(READY) ## every engine on Gemma 3 270M, in turn: speed beside qual
 
 bench-tensor: $(READY) ## Outpost, MLServer and Triton in turn, through gRPC: requests/s and waits (about 15 minutes)
 	$(BIN)/python -m bench.tensor
+
+bench-update: $(READY) ## how many bytes an update takes, beside zstd, chunks and hf-xet (an hour with builds)
+	$(BIN)/python -m bench.update_sizes
 
 soak: $(READY) ## half an hour of mixed load on a real server: nothing lost, memory flat
 	$(BIN)/python -m bench.soak

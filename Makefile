@@ -36,7 +36,7 @@ exam: $(READY) ## score base and fine-tune on the held-out questions, served and
 
 test: test-fast test-slow test-runtime test-clients test-real ## all tests; real models come from packages
 
-test-fast: $(READY) ## the tests that need no download: under a minute
+test-fast: $(READY) ## the tests that need no download: some minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow and not clients" $(TESTED)
 
 test-slow: $(READY) ## the tests that need no download but take seconds each

@@ -35,9 +35,10 @@ def manager(request, tmp_path):
 
 def test_ready_then_signs_of_life_then_stopping(manager):
     async def serve():
-        environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"}
+        # Not more than the door's queue of ten holds: nobody reads meanwhile.
+        environment = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "50000"}
         async with ServiceManager(environment).serving():
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.15)
 
     asyncio.run(serve())
     assert manager.hears() == "READY=1"

@@ -157,7 +157,7 @@ class Mirror:
         return download
 
     async def _carry_out(self, download: Download) -> None:
-        path = download.path
+        path, asked = download.path, self._clock()
         try:
             fetcher = await self._idle.get()
             try:
@@ -167,18 +167,18 @@ class Mirror:
             if download.error is not None and not isinstance(download.error, NotFoundError):
                 _LOG.info("not mirrored: %s", download.error.message)
             if path.digest is None:
-                self._remember(download)
+                self._remember(download, asked)
             elif download.error is None:
                 await asyncio.to_thread(self._cache.keep, path, download.data)
         finally:
             del self._downloads[path.text]
 
-    def _remember(self, download: Download) -> None:
+    def _remember(self, download: Download, asked: float) -> None:
         is_absent = isinstance(download.error, NotFoundError)
         if download.error is not None and not is_absent:
             return
         data = None if is_absent else bytes(download.data)
-        self._fresh[download.path.text] = _Fresh(data=data, until=self._clock() + FRESH_SECONDS)
+        self._fresh[download.path.text] = _Fresh(data=data, until=asked + FRESH_SECONDS)
         self._fresh.move_to_end(download.path.text)
         total = sum(len(fresh.data or b"") for fresh in self._fresh.values())
         while total > _REMEMBERED_BYTES or len(self._fresh) > _REMEMBERED_FILES:

@@ -71,15 +71,14 @@ def _activate(parsed: argparse.Namespace) -> int:
             f"'{parsed.name}' has no candidate.", hint="'outpost sync' brings new bundles."
         )
     pass_gates(store)
-    return show_outcome(store, {parsed.name: before})
+    return show_outcome(store, {parsed.name: before.candidate.bundle})
 
 
-def show_outcome(store: Store, before: dict[str, Slot]) -> int:
-    """Print what became of candidates; returns 1 if one was refused."""
+def show_outcome(store: Store, candidates: dict[str, str]) -> int:
+    """Print what became of candidates, bundles by name; returns 1 if one was refused."""
     refused = False
-    for name, slot in before.items():
-        assert slot.candidate is not None  # noqa: S101 - the caller's duty
-        bundle, now = slot.candidate.bundle, store.slot(name)
+    for name, bundle in candidates.items():
+        now = store.slot(name)
         reason = now.refusal(bundle)
         if now.active == bundle:
             text = "active, on probation" if now.probation else "active"

@@ -183,9 +183,10 @@ def _update(parsed: argparse.Namespace, sources: "Sources", *, from_stick: bool)
     outcome = sync(box, sources, time.time(), wishes)
     bar.end()
     _show(outcome, time.monotonic() - began)
-    if not outcome.staged:
+    waiting = {n: s.candidate.bundle for n, s in box.store.slots().items() if s.candidate}
+    candidates = waiting | outcome.candidates
+    if parsed.dry_run or not candidates:
         return 0
-    candidates = {name: box.store.slot(name) for name in outcome.staged}
     pass_gates(box.store)
     return show_outcome(box.store, candidates)
 

@@ -105,11 +105,21 @@ def _choice(name: str, offers: Sequence[Offer], device: Device, slot: Slot, now:
     fitting = [offer for offer in runnable if not reasons[id(offer)]]
     if fitting:
         best = min(fitting, key=lambda o: (device.targets.index(o.target), -o.release))
+        if _waits(best, slot):
+            return Choice(name=name, offer=None, reason="waits for the gate")
         if best.bundle != slot.active or best.release > slot.release:
             return Choice(name=name, offer=best)
         return Choice(name=name, offer=None, reason="is up to date")
     newest = max(runnable, key=lambda offer: offer.release)
     return Choice(name=name, offer=None, reason=f"release {newest.release} {reasons[id(newest)]}")
+
+
+def _waits(offer: Offer, slot: Slot) -> bool:
+    candidate = slot.candidate
+    return candidate is not None and (candidate.bundle, candidate.release) == (
+        offer.bundle,
+        offer.release,
+    )
 
 
 def _why_not_here(offer: Offer, device: Device, slot: Slot, now: int) -> str:

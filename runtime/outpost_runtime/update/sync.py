@@ -82,13 +82,18 @@ class Outcome:
 
     Attributes:
         reasons: Why names stay as they are, by name.
-        staged: Names that have a candidate now.
+        candidates: Bundles that were made candidates, by name.
         plan: What was or would be fetched; None where nothing is to be done.
     """
 
     reasons: dict[str, str] = field(default_factory=dict)
-    staged: tuple[str, ...] = ()
+    candidates: dict[str, str] = field(default_factory=dict)
     plan: Plan | None = None
+
+    @property
+    def staged(self) -> tuple[str, ...]:
+        """Names that got a candidate."""
+        return tuple(self.candidates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +142,8 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
             _fetch(box, sources, coming, _plan(box, fetcher, coming), wishes)
         _check_files(box, coming)
         _stage(box, going, int(now))  # 7
-    return Outcome(reasons=reasons, staged=tuple(going), plan=plan)
+    candidates = {name: each.release.bundle for name, each in going.items()}
+    return Outcome(reasons=reasons, candidates=candidates, plan=plan)
 
 
 def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:

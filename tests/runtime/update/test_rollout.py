@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outpost_runtime.update.release import Offer, Rollout
 from outpost_runtime.update.rollout import Device, bucket, choose
-from outpost_runtime.update.slots import Refusal, Slot
+from outpost_runtime.update.slots import Candidate, Refusal, Slot
 
 _NOW = 1_800_000_000
 _DEVICE = Device(
@@ -43,6 +43,12 @@ def test_what_is_here_is_not_taken_again_and_nothing_older_is():
     here = Slot(active=f"{2:064x}", release=2)
     assert _chosen(_offer(1), _offer(2), slot=here).reason == "is up to date"
     assert "older than what is here (2)" in _chosen(_offer(1), slot=here).reason
+
+
+def test_what_waits_for_the_gate_is_not_fetched_again():
+    slot = Slot(candidate=Candidate(bundle=f"{2:064x}", release=2))
+    assert _chosen(_offer(2), slot=slot).reason == "waits for the gate"
+    assert _chosen(_offer(2), _offer(3), slot=slot).offer.release == 3
 
 
 def test_a_bundle_that_failed_here_is_not_taken_again_and_an_older_good_one_is():

@@ -137,7 +137,9 @@ class Machine:
             time.sleep(0.05)
 
     def _arguments(self) -> list[str]:
-        forwards = f"hostfwd=tcp:127.0.0.1:{self.grpc}-:8001,hostfwd=tcp:127.0.0.1:{self.http}-:8000"
+        forwards = (
+            f"hostfwd=tcp:127.0.0.1:{self.grpc}-:8001,hostfwd=tcp:127.0.0.1:{self.http}-:8000"
+        )
         words = [
             "-nodefaults -display none -smp 2 -m 2048 -machine q35,smm=on",
             "-global driver=cfi.pflash01,property=secure,value=on",
@@ -191,7 +193,9 @@ def _kvm_starts(folder: Path) -> bool:
     command = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35,smm=on"]
     command += [*_NATIVE, "-drive", code, "-serial", "stdio"]
     try:
-        done = subprocess.run(inside(folder, *command), capture_output=True, timeout=30, check=False)
+        done = subprocess.run(
+            inside(folder, *command), capture_output=True, timeout=30, check=False
+        )
         shown = done.stdout
     except subprocess.TimeoutExpired as error:
         shown = error.stdout or b""

@@ -11,7 +11,7 @@ PROTOC := -m grpc_tools.protoc -Iproto
 TESTED := --durations=5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients fault-matrix lint format proto bench-text bench-tensor bench-update soak lock clean
+.PHONY: help setup demo exam test test-fast test-slow test-real test-runtime test-clients fault-matrix lint format proto bench-text bench-tensor bench-update soak image image-lock image-test lock clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -37,10 +37,10 @@ exam: $(READY) ## score base and fine-tune on the held-out questions, served and
 test: test-fast test-slow test-runtime test-clients test-real ## all tests; real models come from packages
 
 test-fast: $(READY) ## the tests that need no download: some minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow and not clients" $(TESTED)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not real_model and not slow and not clients and not image" $(TESTED)
 
 test-slow: $(READY) ## the tests that need no download but take seconds each
-	$(BIN)/python -m pytest -n 2 -m "slow and not real_model" $(TESTED)
+	$(BIN)/python -m pytest -n 2 -m "slow and not real_model and not image" $(TESTED)
 
 test-real: $(READY) ## the tests on real models; their exports are kept in .cache/
 	$(BIN)/python -m pytest -m real_model $(TESTED)
@@ -105,6 +105,15 @@ lock: ## write requirements.lock from requirements.in
 	@{ echo "# Written by 'make lock' from requirements.in."; \
 	   .cache/lock-venv/bin/python -m pip freeze --all | grep -v '^pip==' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .cache/lock-venv
+
+image: ## build the disk image of a box for x86-64 UEFI (root on Debian; 15 minutes cold, 3 after that)
+	device-images/build --profile x86-generic --version 1
+
+image-lock: ## write the versions and digests of all that goes into the image
+	device-images/lock
+
+image-test: $(READY) ## boot the image in qemu and try to break it (hours under emulation); after make image
+	$(BIN)/python -m pytest -m image -v -rP $(TESTED)
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) .cache proto/build runtime/build export/build

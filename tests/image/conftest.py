@@ -1,0 +1,82 @@
+"""Boxes for the tests that boot the image; `make image` comes first."""
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.support.fixtures import DECODER
+from tests.support.metal.machine import new_machine
+from tests.support.metal.publisher import Publisher
+from tests.support.metal.stick import Stick
+from tests.support.metal.tools import OUT
+
+MODEL = "tiny-decoder"
+
+
+@pytest.fixture(scope="session")
+def built():
+    image = OUT / "x86-generic" / "outpost_1.raw"
+    if not image.exists():
+        pytest.fail(f"{image} is missing; 'make image' builds it")
+    return image
+
+
+@pytest.fixture(scope="session")
+def publisher(tmp_path_factory):
+    return Publisher(tmp_path_factory.mktemp("publisher"), MODEL)
+
+
+@pytest.fixture(scope="session")
+def repository(publisher):
+    with publisher.web() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def factory_new(built, publisher, repository, tmp_path_factory):
+    """A box that was started for the first time, with a stick, until it serves a model."""
+    folder = tmp_path_factory.mktemp("boxes") / "settled"
+    box = new_machine(folder)
+    stick = provisioning_stick(folder / "stick.img", publisher, repository)
+    box.sticks = (stick.path,)
+    with box:
+        box.times = {"stick taken": box.wait("the stick can be removed")}
+        identity = next(name for name in stick.names("boxes") if name.endswith("identity.json"))
+        (folder / "identity.json").write_text(stick.read(f"boxes/{identity}"))
+        publisher.grant(folder / "identity.json")
+        publisher.publish(DECODER, MODEL)
+        box.times["model served"] = box.wait(lambda: is_served(box, MODEL))
+        box.first_report = box.report()
+        box.power_button()
+    return box
+
+
+@pytest.fixture
+def box(factory_new, tmp_path):
+    """A copy of that box, switched off and without its stick."""
+    return factory_new.copy(tmp_path / "box")
+
+
+def provisioning_stick(path, publisher, repository):
+    return Stick(
+        path,
+        {
+            "provision": f"--repo\n{repository}\n--model\npress-terminal\n",
+            "root.json": publisher.root,
+            "config/outpost.toml": "[update]\nevery_minutes = 1\nmirrors = false\n",
+            "config/serve.env": "GRPC_ADDRESS=0.0.0.0:8001\nHTTP_ADDRESS=0.0.0.0:8000\n"
+            "SERVE_OPTIONS=--allow-remote-unauthenticated\n",
+            "config/doors.nft": "add element inet outpost doors { 8000, 8001 }\n",
+        },
+    )
+
+
+def is_served(box, model):
+    """Say whether a box answers over HTTP that a model is ready."""
+    url = f"http://127.0.0.1:{box.http}/v2/models/{model}/ready"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

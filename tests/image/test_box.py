@@ -1,0 +1,125 @@
+"""The image as a box in an emulator, seen from outside: ports, serial cable, disk."""
+
+import mmap
+import time
+
+import pytest
+from outpost.v1 import text_pb2
+from outpost_runtime.client import Client
+
+from tests.image.conftest import MODEL, is_served
+from tests.support.fixtures import DECODER
+from tests.support.metal.machine import accelerator, new_machine
+from tests.support.metal.tools import run
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+
+
+def _ask(box):
+    request = text_pb2.GenerateRequest(model=MODEL, prompt="Hi", max_new_tokens=8)
+    began = time.monotonic()
+    with Client(f"127.0.0.1:{box.grpc}") as client:
+        answers = client.generate(request)
+        next(answers)
+        first = time.monotonic() - began
+        list(answers)
+    return first
+
+
+def _offset_of(box, kind):
+    """Return where a partition of the disk begins, in bytes, by its label."""
+    for line in run(box.folder, "sfdisk", "--dump", "disk.raw").splitlines():
+        if f'name="{kind}"' in line:
+            return int(line.split("start=")[1].split(",")[0]) * 512
+    raise AssertionError(f"no partition {kind}")
+
+
+def test_a_new_box_takes_a_stick_and_serves_what_its_publisher_offers(factory_new, record_property):
+    report = factory_new.first_report
+    record_property("accelerator", accelerator()[1])
+    record_property("times", factory_new.times)
+    record_property("report", report)
+    assert report["failed"] == [""]
+    assert report["blessed"] == ["good"]
+
+
+def test_the_root_is_verity_and_nothing_but_state_models_and_kernels_can_be_written(factory_new):
+    report = factory_new.first_report
+    assert report["root"][0].startswith("/dev/mapper/root erofs ro")
+    assert "CRYPT-VERITY root" in report["verity"][0]
+    assert set(report["writable"][0].split()) <= {"/var", "/var/lib/outpost/store", "/boot"}
+
+
+def test_the_disk_is_locked_by_the_tpm_behind_secure_boot(factory_new):
+    report = factory_new.first_report
+    assert report["disk state"][0].startswith("tpm ")
+    assert report["disk models"][0].startswith("tpm ")
+    assert report["secure-boot"][0].startswith("enabled")
+
+
+def test_a_powered_off_disk_shows_no_known_plaintext(factory_new):
+    texts = [(DECODER / "tokenizer.json").read_bytes()[200:264], b"press-terminal", b"10.0.2.2"]
+    with (factory_new.folder / "disk.raw").open("rb") as file:
+        disk = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        assert disk.find(b"systemd-boot") > 0  # what is not encrypted can be found this way
+        assert [text for text in texts if disk.find(text) >= 0] == []
+
+
+def test_from_power_to_the_first_token(box, record_property):
+    with box:
+        record_property("http ready", box.wait(lambda: is_served(box, MODEL)))
+        record_property("first token after it", _ask(box))
+        record_property("report", box.report())
+
+
+def test_a_changed_system_does_not_start(box):
+    place = _offset_of(box, "outpost_1")
+    with (box.folder / "disk.raw").open("r+b") as disk:
+        for block in range(0, 200 << 20, 1 << 20):
+            disk.seek(place + (1 << 20) + block)
+            disk.write(b"\x5a" * 4096)
+    with box:
+        box.wait(lambda: box.console().count("BdsDxe: starting") >= 2, 600)
+        assert not is_served(box, MODEL)
+        assert "outpost-report" not in box.console()
+
+
+def test_a_changed_kernel_is_refused_by_secure_boot(box):
+    name = run(box.folder, "mdir", "-b", "-i", f"disk.raw@@{1 << 20}", "::EFI/Linux").split()[0]
+    kernel = box.folder / "kernel.efi"
+    run(box.folder, "mcopy", "-o", "-i", f"disk.raw@@{1 << 20}", name, kernel.name)
+    data = bytearray(kernel.read_bytes())
+    data[len(data) // 2] ^= 1
+    kernel.write_bytes(data)
+    run(box.folder, "mcopy", "-o", "-i", f"disk.raw@@{1 << 20}", kernel.name, name)
+    with box:
+        box.wait(r"(?i)access denied|security violation|bad signature", 180)
+        assert "outpost-report" not in box.console()
+
+
+def test_a_clock_of_1970_changes_nothing(box):
+    box.clock = "1970-01-01T00:00:00"
+    with box:
+        box.wait(lambda: is_served(box, MODEL))
+        report = box.report()
+    assert int(report["clock"][0]) > 1_700_000_000
+    assert report["failed"] == [""]
+
+
+def test_a_box_that_nobody_provisioned_shows_its_page_and_nothing_else(built, tmp_path):
+    box = new_machine(tmp_path / "new")
+    with box:
+        report = box.report()
+        assert report["unit outpost"][0].startswith("inactive")
+        assert "8001" not in report["doors"][0]
+        assert not is_served(box, MODEL)
+
+
+@pytest.mark.parametrize("seconds", [20, 45, 60, 75, 90, 100, 110, 120, 130, 140])
+def test_a_pulled_plug_harms_nothing(box, seconds):
+    box.start()
+    time.sleep(seconds)
+    box.kill()
+    with box:
+        box.wait(lambda: is_served(box, MODEL))
+        _ask(box)

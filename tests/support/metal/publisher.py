@@ -1,0 +1,63 @@
+"""A publisher on this machine, with the commands that a company types; boxes reach it as 10.0.2.2."""
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_COMMAND = "import sys; from outpost_export.cli import main; sys.exit(main())"
+_ENVIRONMENT = {"OUTPOST_PASSPHRASE": "only for tests, of this machine"}
+
+
+class Publisher:
+    """Keys and a repository in a folder."""
+
+    def __init__(self, folder: Path, *families: str) -> None:
+        self.repo, self._keys = folder / "repo", folder / "keys"
+        named = [word for family in families for word in ("--family", family)]
+        self._run("keys", "init", "--root-keys", "1", "--root-threshold", "1", *named)
+
+    @property
+    def root(self) -> Path:
+        """The root that boxes are provisioned with."""
+        return self.repo / "metadata" / "1.root.json"
+
+    def grant(self, identity: Path) -> None:
+        """Let a box read what is published."""
+        self._run("keys", "grant", identity)
+
+    def publish(self, bundle: Path, family: str) -> None:
+        """Publish a bundle to every box."""
+        self._run("publish", bundle, "--family", family)
+
+    @contextmanager
+    def web(self) -> Iterator[str]:
+        """Serve the repository; gives its address as a box sees it."""
+        handler = functools.partial(_Quiet, directory=str(self.repo))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://10.0.2.2:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def _run(self, *arguments: object) -> None:
+        command = [sys.executable, "-c", _COMMAND, *map(str, arguments)]
+        command += ["--repo", str(self.repo), "--keys", str(self._keys)]
+        done = subprocess.run(
+            command, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass

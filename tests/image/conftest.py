@@ -34,7 +34,7 @@ def repository(publisher):
 
 
 @pytest.fixture(scope="session")
-def factory_new(built, publisher, repository, tmp_path_factory):
+def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001 - it is booted
     """A box that was started for the first time, with a stick, until it serves a model."""
     folder = tmp_path_factory.mktemp("boxes") / "settled"
     box = new_machine(folder)

@@ -106,7 +106,8 @@ def test_a_clock_of_1970_changes_nothing(box):
     assert report["failed"] == [""]
 
 
-def test_a_box_that_nobody_provisioned_shows_its_page_and_nothing_else(built, tmp_path):
+@pytest.mark.usefixtures("built")
+def test_a_box_that_nobody_provisioned_shows_its_page_and_nothing_else(tmp_path):
     box = new_machine(tmp_path / "new")
     with box:
         report = box.report()

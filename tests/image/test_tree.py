@@ -65,9 +65,10 @@ def test_every_file_is_of_a_known_kind():
     for path in _files(TREE):
         name = path.relative_to(TREE).as_posix()
         inner = name.split("mkosi.extra/", 1)[-1] if "mkosi.extra/" in name else None
-        if not any(re.fullmatch(kind, name) for kind in KINDS):
-            strangers.append(name)
-        elif inner is not None and not any(re.fullmatch(kind, inner) for kind in EXTRAS):
+        known = any(re.fullmatch(kind, name) for kind in KINDS)
+        if inner is not None:
+            known = known and any(re.fullmatch(kind, inner) for kind in EXTRAS)
+        if not known:
             strangers.append(name)
     assert strangers == []
 

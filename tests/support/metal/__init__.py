@@ -1,1 +1,1 @@
-"""A box in an emulator: qemu with UEFI and a software TPM, sticks, and a publisher on this machine."""
+"""A box in an emulator: qemu with UEFI and a TPM in software, sticks, and a publisher."""

@@ -1,7 +1,7 @@
 """One box in qemu: UEFI with Secure Boot, TPM 2.0, a disk, a serial cable, two forwarded ports.
 
 A machine is a folder (disk, TPM, firmware variables), so a copy of the folder is a copy of the box.
-Killing is done by process id and loses nothing that the guest had flushed; see docs/device-image.md.
+Killing is done by process id, and loses nothing that the guest had flushed.
 """
 
 import json
@@ -46,8 +46,8 @@ class Machine:
     sticks: tuple[Path, ...] = ()
     clock: str = "utc"
     options: tuple[str, ...] = ()
-    grpc: int = field(default_factory=lambda: free_port())
-    http: int = field(default_factory=lambda: free_port())
+    grpc: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
+    http: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
     began: float = 0.0
 
     def __enter__(self) -> Self:
@@ -143,7 +143,8 @@ class Machine:
         words = [
             "-nodefaults -display none -smp 2 -m 2048 -machine q35,smm=on",
             "-global driver=cfi.pflash01,property=secure,value=on",
-            f"-drive if=pflash,format=raw,unit=0,readonly=on,file={_FIRMWARE}/OVMF_CODE_4M.secboot.fd",
+            "-drive if=pflash,format=raw,unit=0,readonly=on,"
+            f"file={_FIRMWARE}/OVMF_CODE_4M.secboot.fd",
             "-drive if=pflash,format=raw,unit=1,file=vars.fd",
             "-drive if=none,id=disk,format=raw,file=disk.raw,discard=unmap",
             "-device virtio-blk-pci,drive=disk,bootindex=1",

@@ -1,4 +1,4 @@
-"""A publisher on this machine, with the commands that a company types; boxes reach it as 10.0.2.2."""
+"""A publisher on this machine, with a company's commands; boxes reach it as 10.0.2.2."""
 
 import functools
 import http.server

@@ -140,11 +140,11 @@ class Machine:
         forwards = (
             f"hostfwd=tcp:127.0.0.1:{self.grpc}-:8001,hostfwd=tcp:127.0.0.1:{self.http}-:8000"
         )
+        code = f"{_FIRMWARE}/OVMF_CODE_4M.secboot.fd"
         words = [
             "-nodefaults -display none -smp 2 -m 2048 -machine q35,smm=on",
             "-global driver=cfi.pflash01,property=secure,value=on",
-            "-drive if=pflash,format=raw,unit=0,readonly=on,"
-            f"file={_FIRMWARE}/OVMF_CODE_4M.secboot.fd",
+            f"-drive if=pflash,format=raw,unit=0,readonly=on,file={code}",
             "-drive if=pflash,format=raw,unit=1,file=vars.fd",
             "-drive if=none,id=disk,format=raw,file=disk.raw,discard=unmap",
             "-device virtio-blk-pci,drive=disk,bootindex=1",

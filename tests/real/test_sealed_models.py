@@ -19,7 +19,7 @@ from tests.support.batches import Batch
 from tests.support.sealed import sealed
 from tests.support.sealed_run import ship
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
 
 _WAYS = [("all-minilm-l6-v2", "cpu-fp32"), ("gemma-3-270m", "cpu-int8")]
 

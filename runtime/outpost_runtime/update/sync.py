@@ -51,6 +51,7 @@ from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
 from outpost_runtime.update.sources import Sources
 from outpost_runtime.update.transfer import read_delta_index, transfer
+from outpost_runtime.update.trust_store import Refreshed
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
     """
     fetcher = sources.fetchers[0]
     with _alone(box.store.folder):
-        refreshed = box.trust.refresh(fetcher, now, from_stick=wishes.from_stick)  # 1
+        refreshed = _refreshed(box, sources, now, wishes)  # 1
         time = int(box.trust.time(now))
         signed = {one.offer: one for one in refreshed.offers}
         slots = box.store.slots()
@@ -144,6 +145,17 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         _stage(box, going, int(now))  # 7
     candidates = {name: each.release.bundle for name, each in going.items()}
     return Outcome(reasons=reasons, candidates=candidates, plan=plan)
+
+
+def _refreshed(box: Box, sources: Sources, now: float, wishes: Wishes) -> Refreshed:
+    """Refresh from the first source whose metadata may be used: a mirror near by may lie."""
+    while True:
+        try:
+            return box.trust.refresh(sources.fetchers[0], now, from_stick=wishes.from_stick)
+        except TrustError as error:
+            if not sources.blame(sources.fetchers[0]):
+                raise
+            _LOG.warning("a source is not used: %s", error)
 
 
 def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:

@@ -15,10 +15,11 @@ from outpost_runtime.errors import (
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.alone import pass_gates
+from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.release import Rollout, block_path
 from outpost_runtime.update.reporting import report
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.sync import Wishes, _alone, repair
+from outpost_runtime.update.sync import Wishes, _alone, repair, sync
 
 from tests.support.candidates import adapter_of, spoiled, version_of
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER
@@ -303,6 +304,16 @@ def test_the_report_says_what_the_box_has(fleet, box):
     said = report(box, NOW)
     assert said.models[_NAME].active.bundle == read_bundle(CLASSIFIER).digest
     assert [event.what for event in said.history] == ["staged", "activated", "committed"]
+
+
+@pytest.mark.incident("a source that lies", where="metadata of a mirror near by")
+def test_a_mirror_that_lies_about_metadata_is_left_for_the_repository(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    lies = fleet.publisher.frozen()
+    lies["metadata/timestamp.json"] = lies["metadata/timestamp.json"].replace(b"1", b"2", 1)
+    failover = FailoverFetcher([fleet.publisher.fetcher(lies), fleet.publisher.fetcher()])
+    sources = Sources(fetchers=(failover,), failovers=(failover,))
+    assert sync(box, sources, NOW, Wishes()).staged == (_NAME,)
 
 
 # What a review found.

@@ -58,9 +58,15 @@ class Update:
         return self.fetched + self.documents
 
 
-def measure(old: FolderBundle, new: FolderBundle) -> Update:
-    """Publish two bundles, and take a box from one to the other."""
+def measure(old: FolderBundle, new: FolderBundle, base: FolderBundle | None = None) -> Update:
+    """Publish two bundles, and take a box from one to the other.
+
+    Args:
+        base: What both need; it is there before, and counts for nothing.
+    """
     with tempfile.TemporaryDirectory() as scratch, _publisher(Path(scratch)) as warehouse:
+        if base is not None:
+            _publish(base, warehouse)
         _publish(old, warehouse)
         box = _box(Path(scratch), warehouse)
         first = _sync(box)[1]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,22 @@ def test_a_second_transfer_moves_nothing(store):
     source = MemoryFetcher(files={})
     assert _transfer(store, shipment, source).finished
     assert source.reads == []
+
+
+def test_no_block_is_held_in_memory(store, tmp_path):
+    shipment = ship_noise([1 << 20] * 8)
+    for path, data in shipment.files.items():
+        (tmp_path / "stick" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "stick" / path).write_bytes(data)
+    sources = [FolderFetcher(tmp_path / "stick") for _ in range(2)]
+    tracemalloc.start()
+    try:
+        _transfer(store, shipment, *sources)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    _check(store, shipment)
 
 
 # -- resuming -----------------------------------------------------------------------------------

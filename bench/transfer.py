@@ -5,7 +5,9 @@
 300 blocks of 1 MiB come from a web server (aiohttp, a process of its own, sendfile) into a block
 store under FOLDER, which should lie on the disk in question. Measured are: groups of several
 sizes that are flushed together, one and two connections, and answers that begin late, as over a
-long line. Every row is the best of three: other work on the machine only ever slows it down.
+long line. Beside them stands curl, which fetches the same files over one connection into plain
+files, neither checked nor flushed. Rows are the best of three (late answers: one), because other
+work on the machine only ever slows them down.
 """
 
 import asyncio
@@ -44,6 +46,7 @@ def main() -> None:
             for group in (1, 4, 16, default, COUNT):
                 _row(f"groups of {group}", folder, release, group=group)
             _row("never flushed", folder, release, flush=lambda _: None)
+            _print("curl", min(_curl(folder, release) for _ in range(ROUNDS)))
             for delay in (0, 20, 100):
                 for workers in (1, 2):
                     name = f"{delay} ms before each answer, {workers} connections"
@@ -65,10 +68,32 @@ def _row(
 ) -> None:
     transfers.GROUP, os.fsync, kept = group, flush, (transfers.GROUP, os.fsync)  # type: ignore[assignment]
     try:
-        seconds = min(_once(folder / "store", release, workers, delay) for _ in range(ROUNDS))
+        seconds = min(
+            _once(folder / "store", release, workers, delay) for _ in range(1 if delay else ROUNDS)
+        )
     finally:
         transfers.GROUP, os.fsync = kept
+    _print(name, seconds)
+
+
+def _print(name: str, seconds: float) -> None:
     print(f"{name:45} {COUNT * SIZE / 1e6 / seconds:7.0f} MB/s  {seconds:6.2f} s", flush=True)
+
+
+def _curl(folder: Path, release: Release) -> float:
+    shutil.rmtree(folder / "curl", ignore_errors=True)
+    (folder / "curl").mkdir()
+    os.sync()
+    config = folder / "curl.txt"
+    with config.open("w") as file:
+        for block in release.blocks():
+            file.write(f'url = "http://127.0.0.1:{PORT}/0/{block_path(block.id)}"\n')
+            file.write(f'output = "{folder / "curl" / block.id}"\n')
+    begin = time.perf_counter()
+    subprocess.run(
+        [shutil.which("curl") or "curl", "--silent", "--fail", "--config", str(config)], check=True
+    )
+    return time.perf_counter() - begin
 
 
 def _once(folder: Path, release: Release, workers: int, delay: int) -> float:

@@ -47,6 +47,7 @@ def _told(*services):
         daemon.close()
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_told_is_found_until_it_stops():
     address = Address(host="127.0.0.1", port=18002)
     with announced(address, interfaces=LOOPBACK):
@@ -56,6 +57,7 @@ def test_a_mirror_that_is_told_is_found_until_it_stops():
     assert time.monotonic() - begin < 3
 
 
+@pytest.mark.slow
 def test_the_number_of_addresses_is_bounded_whatever_a_network_says():
     crowd = [(9000 + i, [f"10.0.{i}.{j}" for j in range(1, 9)]) for i in range(3)]
     with _told(*crowd):
@@ -65,6 +67,7 @@ def test_the_number_of_addresses_is_bounded_whatever_a_network_says():
     assert max(map(ports.count, ports)) <= 4
 
 
+@pytest.mark.slow
 def test_only_addresses_of_a_local_network_are_used():
     away = ["8.8.8.8", "224.0.0.1", "0.0.0.0", "255.255.255.255"]  # noqa: S104 - to be refused
     with _told((9001, away), (9002, ["192.168.7.7"])):

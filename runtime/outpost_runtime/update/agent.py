@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
 """How often windows and files are looked at."""
 
+_NAP_SECONDS = 0.2
 _FIRST_SECONDS = 60.0
 """At most so long after the start, the first question is asked."""
 
@@ -40,7 +41,7 @@ def updating_from(store: Path, policy: UpdatePolicy) -> Updating:
     def update(should_stop: Callable[[], bool], most_bytes: int | None) -> None:
         box = open_box(store)
         mirrors = mirrors_near_by() if policy.mirrors else ()
-        sources = open_sources(box.device.sources, policy, mirrors)
+        sources = open_sources(box.device.sources, policy, mirrors, _sleep_until(should_stop))
         wishes = Wishes(most_bytes=most_bytes, should_stop=should_stop)
         outcome = sync(box, sources, time.time(), wishes)
         if outcome.staged and outcome.plan is not None:
@@ -48,6 +49,18 @@ def updating_from(store: Path, policy: UpdatePolicy) -> Updating:
             _LOG.info("%s: %d bytes came; the gate is next", names, outcome.plan.fetched)
 
     return update
+
+
+def _sleep_until(should_stop: Callable[[], bool]) -> Callable[[float], bool]:
+    """Return a sleep that ends when somebody has to stop, and says so."""
+
+    def sleep(seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while (rest := until - time.monotonic()) > 0 and not should_stop():
+            time.sleep(min(rest, _NAP_SECONDS))
+        return should_stop()
+
+    return sleep
 
 
 class UpdateAgent:

@@ -1,6 +1,7 @@
 """From what a box was told to fetchers: mirrors of the site first, then the repository."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from outpost_runtime.update.fetch import Fetcher
@@ -26,18 +27,22 @@ class Sources:
 
 
 def open_sources(
-    locations: Sequence[str], policy: UpdatePolicy, mirrors: Sequence[str] = ()
+    locations: Sequence[str],
+    policy: UpdatePolicy,
+    mirrors: Sequence[str] = (),
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Sources:
     """Open sources.
 
     Args:
         locations: URLs or folders, in order.
         mirrors: Addresses of mirrors, which are asked first and trusted for nothing.
+        sleep: Waits before a source is asked again; returning true gives up.
 
     Raises:
         ConfigurationError: A location is of no use.
     """
-    failovers = tuple(_failover((*mirrors, *locations)) for _ in range(WORKERS))
+    failovers = tuple(_failover((*mirrors, *locations), sleep) for _ in range(WORKERS))
     if policy.bytes_per_second is None:
         return Sources(fetchers=failovers, failovers=failovers)
     bandwidth = Bandwidth(policy.bytes_per_second)
@@ -52,5 +57,5 @@ def mirrors_near_by() -> tuple[str, ...]:
     return tuple(f"http://{address}" for address in find_mirrors())
 
 
-def _failover(locations: Sequence[str]) -> FailoverFetcher:
-    return FailoverFetcher([RetryingFetcher(open_source(each)) for each in locations])
+def _failover(locations: Sequence[str], sleep: Callable[[float], object]) -> FailoverFetcher:
+    return FailoverFetcher([RetryingFetcher(open_source(each), sleep=sleep) for each in locations])

@@ -4,7 +4,7 @@ A piece of no bytes is nothing; any other is one byte, its form, and then:
 
 * 0, raw: the bytes;
 * 1, zstd: the length of a frame in three bytes, little-endian, and the frame;
-* 2, split: two pieces: one bit per byte that says whether it is zero (the first is the highest
+* 2, split: two pieces: one bit per byte that says whether it is not zero (the first is the highest
   bit), and the bytes that are not zero. It may come within itself: what is nearly all zeros
   becomes a few bytes, where Huffman's code alone would pay a bit for each.
 

@@ -44,8 +44,8 @@ def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001
         box.times = {"stick taken": box.wait("the stick can be removed")}
         identity = next(name for name in stick.names("boxes") if name.endswith("identity.json"))
         (folder / "identity.json").write_text(stick.read(f"boxes/{identity}"))
-        publisher.grant(folder / "identity.json")
         publisher.publish(DECODER, MODEL)
+        publisher.grant(folder / "identity.json")
         box.times["model served"] = box.wait(lambda: is_served(box, MODEL))
         box.first_report = box.report()
         box.power_button()

@@ -62,7 +62,7 @@ def provisioning_stick(path, publisher, repository):
     return Stick(
         path,
         {
-            "provision": f"--repo\n{repository}\n--model\npress-terminal\n",
+            "provision": f"--repo\n{repository}\n--model\nterminal-934c7a\n",
             "root.json": publisher.root,
             "config/outpost.toml": "[update]\nevery_minutes = 1\nmirrors = false\n",
             "config/serve.env": "GRPC_ADDRESS=0.0.0.0:8001\nHTTP_ADDRESS=0.0.0.0:8000\n"

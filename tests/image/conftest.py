@@ -44,8 +44,8 @@ def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001
         box.times = {"stick taken": box.wait("the stick can be removed")}
         identity = next(name for name in stick.names("boxes") if name.endswith("identity.json"))
         (folder / "identity.json").write_text(stick.read(f"boxes/{identity}"))
-        publisher.grant(folder / "identity.json")
         publisher.publish(DECODER, MODEL)
+        publisher.grant(folder / "identity.json")
         box.times["model served"] = box.wait(lambda: is_served(box, MODEL))
         box.first_report = box.report()
         box.power_button()
@@ -62,7 +62,7 @@ def provisioning_stick(path, publisher, repository):
     return Stick(
         path,
         {
-            "provision": f"--repo\n{repository}\n--model\npress-terminal\n",
+            "provision": f"--repo\n{repository}\n--model\nterminal-934c7a\n",
             "root.json": publisher.root,
             "config/outpost.toml": "[update]\nevery_minutes = 1\nmirrors = false\n",
             "config/serve.env": "GRPC_ADDRESS=0.0.0.0:8001\nHTTP_ADDRESS=0.0.0.0:8000\n"

@@ -58,7 +58,7 @@ def test_the_disk_is_locked_by_the_tpm_behind_secure_boot(factory_new):
 
 
 def test_a_powered_off_disk_shows_no_known_plaintext(factory_new):
-    texts = [(DECODER / "tokenizer.json").read_bytes()[200:264], b"press-terminal", b"10.0.2.2"]
+    texts = [(DECODER / "tokenizer.json").read_bytes()[200:264], b"terminal-934c7a", b"10.0.2.2"]
     with (factory_new.folder / "disk.raw").open("rb") as file:
         disk = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         assert disk.find(b"systemd-boot") > 0  # what is not encrypted can be found this way

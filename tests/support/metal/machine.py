@@ -65,8 +65,10 @@ class Machine:
         with (self.folder / "qemu.log").open("wb") as log:
             self._qemu = subprocess.Popen(
                 inside(self.folder, "qemu-system-x86_64", *self._arguments()),
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # whoever types in this terminal does not stop a box
             )
         self.began = time.monotonic()
 
@@ -131,7 +133,9 @@ class Machine:
         (self.folder / "tpm").mkdir(exist_ok=True)
         command = ["swtpm", "socket", "--tpm2", "--tpmstate", "dir=tpm"]
         command += ["--ctrl", "type=unixio,path=tpm.sock"]
-        self._tpm = subprocess.Popen(inside(self.folder, *command))
+        self._tpm = subprocess.Popen(
+            inside(self.folder, *command), stdin=subprocess.DEVNULL, start_new_session=True
+        )
         until = time.monotonic() + 10
         while not (self.folder / "tpm.sock").exists() and time.monotonic() < until:
             time.sleep(0.05)

@@ -51,7 +51,12 @@ class Publisher:
         command = [sys.executable, "-c", _COMMAND, *map(str, arguments)]
         command += ["--repo", str(self.repo), "--keys", str(self._keys)]
         done = subprocess.run(
-            command, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=False
+            command,
+            env=os.environ | _ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stderr
 

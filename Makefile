@@ -106,7 +106,7 @@ lock: ## write requirements.lock from requirements.in
 	   .cache/lock-venv/bin/python -m pip freeze --all | grep -v '^pip==' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .cache/lock-venv
 
-image: ## build the disk image of a box for x86-64 UEFI (root on Debian; 15 minutes cold, 3 after that)
+image: ## build the disk image of a box for x86-64 UEFI (root on Debian; minutes)
 	device-images/build --profile x86-generic --version 1
 
 image-lock: ## write the versions and digests of all that goes into the image

@@ -118,8 +118,9 @@ def genai_folder() -> Path:
     """Return the model as onnxruntime-genai's folder, int8."""
 
     def make(folder: Path) -> None:
+        checkpoint = _checkpoint()
         folder.mkdir()
-        _python(Path(sys.executable), "bench.genai_folder", _checkpoint(), folder)
+        _python(Path(sys.executable), "bench.genai_folder", checkpoint, folder)
 
     return _made("gemma-3-270m-genai-int8", make)
 

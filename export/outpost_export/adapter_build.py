@@ -188,7 +188,7 @@ def _build(
 
     bank = AdapterBank(base.support, base=base.bundle.digest, capacity=1)
     bank.check(weights)
-    graph = open_graph(base.bundle.path(base.support.model))
+    graph = open_graph(base.bundle.path(base.support.model), base.interface.token_table)
     session = AdapterSession(graph, bank, everywhere=bank.put(weights))
     decoder = open_decoder(session, effective.context_length)
     measured = evidence.measure(decoder, wanted, evaluation, effective.end_tokens, reporter)

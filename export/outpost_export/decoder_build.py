@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import transformers
+from outpost_runtime.contents import FolderContents
 from outpost_runtime.errors import BundleError
-from outpost_runtime.interface import AdapterSupport, TextInterface
+from outpost_runtime.interface import AdapterSupport, TextInterface, TokenTable
 from outpost_runtime.sessions import Session
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.scoring import score
+from outpost_runtime.text.token_table import with_table
 from outpost_runtime.tokenizer import Tokenizer
 from safetensors import SafetensorError
 
@@ -28,6 +30,7 @@ from outpost_export.recipe import Recipe
 from outpost_export.result import Built
 from outpost_export.source import Source, load_model, load_tokenizer
 from outpost_export.text_interface import checked_template, text_interface
+from outpost_export.tied_head import token_table
 
 TOLERANCES = {"agreement": 0.95, "perplexity_change": 0.02}
 """How far a device may be off when it runs a decoder's golden inputs."""
@@ -70,14 +73,15 @@ def build_decoder(
     del model
 
     weights = _weights(out)
-    session = open_graph(out / interface.model)
+    interface = replace(interface, token_table=token_table(out / interface.model))
+    session = open_graph(out / interface.model, interface.token_table)
     decoder = open_decoder(session, interface.context_length)
     memory = weights + decoder.memory_bytes + key_value_bytes_per_token(session)
     measured = evidence.measure(decoder, wanted, evaluation, interface.end_tokens, reporter)
     if recipe.adapter_rank:
         with reporter.step("Writing the graph for adapters"):
             support = write_adapter_graph(out, rank=recipe.adapter_rank)
-            _check_adapter_graph(out, support, measured)
+            _check_adapter_graph(out, support, interface.token_table, measured)
         interface = replace(interface, adapters=support)
     return Built(
         interface=interface,
@@ -95,14 +99,17 @@ def fit_of(source: Source, context_length: int) -> Fit:
     return Fit(context_length=context_length, window=window if window < context_length else 0)
 
 
-def open_graph(path: Path) -> OrtSession:
-    """Open a graph that was built here.
+def open_graph(path: Path, table: TokenTable | None) -> Session:
+    """Open a decoder's graph that was built here.
+
+    Args:
+        table: See :class:`TextInterface`.
 
     Raises:
         ConversionError: ONNX Runtime cannot.
     """
     try:
-        return OrtSession(path)
+        return with_table(OrtSession(path), FolderContents(path.parent), table)
     except BundleError as error:
         raise ConversionError(
             f"The graph was written but cannot be opened: {error.message}"
@@ -123,11 +130,13 @@ def open_decoder(session: Session, context_length: int) -> Decoder:
         ) from error
 
 
-def _check_adapter_graph(out: Path, support: AdapterSupport, measured: evidence.Measured) -> None:
+def _check_adapter_graph(
+    out: Path, support: AdapterSupport, table: TokenTable | None, measured: evidence.Measured
+) -> None:
     """Check that rows without an adapter get what the plain graph computes."""
     ids = [int(token) for token in measured.golden["input_ids"]]
     bank = AdapterBank(support, base="", capacity=1)
-    session = AdapterSession(open_graph(out / support.model), bank)
+    session = AdapterSession(open_graph(out / support.model, table), bank)
     try:
         got = score(open_decoder(session, len(ids)), ids).log_probabilities
     finally:

@@ -170,6 +170,14 @@ def quantized_lookup(
     )
 
 
+def node(
+    operator: str, inputs: list[str], output: str, *, domain: str | None = None, **attributes: Any
+) -> NodeProto:
+    """Return a node with one output, named by what it returns."""
+    name = f"{output}/{operator}"
+    return helper.make_node(operator, inputs, [output], name=name, domain=domain, **attributes)
+
+
 def add(model: ModelProto, name: str, value: Any) -> None:
     """Give the model a weight or a constant."""
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))

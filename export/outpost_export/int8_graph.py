@@ -17,19 +17,16 @@ overflow: outputs would depend on the processor.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+from outpost_runtime.text.token_table import ROWS
 
-from outpost_export import columns, graph
+from outpost_export import columns, graph, tied_head
 from outpost_export.blocks import Floats, quantize_rows
 from outpost_export.columns import Columns
 from outpost_export.grid import INVERSE, Grid
-
-_EMBEDDING = "/model/embed_tokens/Gather"
-_HEAD = "/lm_head/MatMul"
 
 _STEP, _ZERO, _ONE = "/int8/step", "/int8/zero", "/int8/one"
 _CHANNELS, _AS_MATRIX = "/int8/channels", "/int8/as_matrix"
@@ -66,7 +63,7 @@ def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> i
 
     Args:
         grid: Scales of the weights, and which layers stay in blocks.
-        tied: The token embedding has the head's weights: it reads the quantized ones.
+        tied: The token embedding has the head's weights: it gets rows of the quantized ones.
         block_size: Of layers that would lose too much by one scale per row and column.
 
     Returns:
@@ -76,7 +73,7 @@ def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> i
     clipped = 0
     for hidden, nodes in linears(model).items():
         weights = [_weights(model, node) for node in nodes]
-        heads = tied and any(node.name == _HEAD for node in nodes)
+        heads = tied and any(node.name == tied_head.HEAD for node in nodes)
         fit = not heads and len(weights[0]) % block_size == 0
         inverse = grid.inverse_factors(hidden, weights, blocks_fit=fit)
         before = []
@@ -132,11 +129,11 @@ def _rows(hidden: str) -> list[NodeProto]:
     balanced, sizes, shares = f"{hidden}/balanced", f"{hidden}/sizes", f"{hidden}/shares"
     largest = hidden + _LARGEST
     return [
-        _node("Mul", [hidden, hidden + INVERSE], balanced),
-        _node("Abs", [balanced], sizes),
-        _node("ReduceMax", [sizes, _CHANNELS], largest, keepdims=1),
-        _node("Div", [balanced, largest], shares),
-        _node("QuantizeLinear", [shares, _STEP, _ZERO], hidden + _QUANTIZED),
+        graph.node("Mul", [hidden, hidden + INVERSE], balanced),
+        graph.node("Abs", [balanced], sizes),
+        graph.node("ReduceMax", [sizes, _CHANNELS], largest, keepdims=1),
+        graph.node("Div", [balanced, largest], shares),
+        graph.node("QuantizeLinear", [shares, _STEP, _ZERO], hidden + _QUANTIZED),
     ]
 
 
@@ -152,7 +149,7 @@ def _in_columns(
     scales = grid.scales(f"{node.input[1]}/scales", weights.shape[1:])
     # By the inverse's inverse, to the last bit: a build on this grid knows nothing else.
     quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
-    product = _tied_head if tied and node.name == _HEAD else _product
+    product = _tied_head if tied and node.name == tied_head.HEAD else _product
     return product(model, node, quantized), quantized.clipped
 
 
@@ -162,7 +159,7 @@ def _product(model: ModelProto, node: NodeProto, quantized: Columns) -> list[Nod
     inputs = [hidden + _QUANTIZED, values, _STEP, scales, _ZERO, zeros]
     steps = f"{output}/of_integers"
     return [
-        _node("MatMulIntegerToFloat", inputs, steps, domain=graph.MICROSOFT),
+        graph.node("MatMulIntegerToFloat", inputs, steps, domain=graph.MICROSOFT),
         _scaled(node, steps),
     ]
 
@@ -191,40 +188,37 @@ def _in_blocks(
 
 
 def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
-    """Return the head's product with one row of weights per token, as the embedding reads them.
-
-    Only ``QGemm`` takes weights in that order, and only matrices.
-    """
-    hidden, output = node.input[0], node.output[0]
+    """Return the head's product, with the embedding outside of the graph; see ``tied_head.py``."""
+    hidden, output, weights = node.input[0], node.output[0], node.input[1]
     rows = np.ascontiguousarray(quantized.values.T)
-    values, scales, zeros = _add_columns(model, node.input[1], rows, quantized.scales)
-    _tie_embedding(model, values, scales, hidden + INVERSE)
     own = f"{output}/of_integers"
-    outputs, inputs = rows.shape
-    graph.add(model, _AS_MATRIX, np.array([-1, inputs], np.int64))
-    graph.add(model, f"{own}/width", np.array([outputs], np.int64))
-    matrix = [f"{own}/inputs", _STEP, _ZERO, values, scales, zeros]
+    matrix = [f"{own}/inputs", _STEP, _ZERO]
+    product = tied_head.product(model, matrix, weights, rows, f"{own}/matrix")
+    scales, _ = _add_scales(model, weights, quantized.scales)
+    _tie_embedding(model, scales, hidden + INVERSE, rows.shape[1])
+    graph.add(model, _AS_MATRIX, np.array([-1, rows.shape[1]], np.int64))
+    graph.add(model, f"{own}/width", np.array([len(rows)], np.int64))
     return [
-        _node("Reshape", [hidden + _QUANTIZED, _AS_MATRIX], f"{own}/inputs"),
-        _node("QGemm", matrix, f"{own}/matrix", domain=graph.MICROSOFT, transB=1),
-        _node("Shape", [hidden], f"{own}/rows", start=0, end=2),
-        _node("Concat", [f"{own}/rows", f"{own}/width"], f"{own}/shape", axis=0),
-        _node("Reshape", [f"{own}/matrix", f"{own}/shape"], own, allowzero=1),
+        graph.node("Reshape", [hidden + _QUANTIZED, _AS_MATRIX], f"{own}/inputs"),
+        *product,
+        graph.node("Shape", [hidden], f"{own}/rows", start=0, end=2),
+        graph.node("Concat", [f"{own}/rows", f"{own}/width"], f"{own}/shape", axis=0),
+        graph.node("Reshape", [f"{own}/matrix", f"{own}/shape"], own, allowzero=1),
         _scaled(node, own),
     ]
 
 
-def _tie_embedding(model: ModelProto, values: str, scales: str, inverse_factors: str) -> None:
-    gather = next(node for node in model.graph.node if node.name == _EMBEDDING)
+def _tie_embedding(model: ModelProto, scales: str, inverse_factors: str, channels: int) -> None:
+    gather = next(node for node in model.graph.node if node.name == tied_head.EMBEDDING)
     table, ids = gather.input
-    own = _EMBEDDING.removesuffix("/Gather")
-    row, steps, scale = f"{own}/row", f"{own}/steps", f"{own}/scale"
+    tied_head.declare_rows(model, ids, channels)
+    own = tied_head.EMBEDDING.removesuffix("/Gather")
+    steps, scale = f"{own}/steps", f"{own}/scale"
     lookup = [
-        _node("Gather", [values, ids], row),
-        _node("DequantizeLinear", [row, _ONE, _ZERO], steps),
-        _node("Gather", [scales, ids], scale),
-        _node("Unsqueeze", [scale, _CHANNELS], f"{scale}/column"),
-        _node("Mul", [steps, f"{scale}/column"], f"{own}/balanced"),
+        graph.node("DequantizeLinear", [ROWS, _ONE, _ZERO], steps),
+        graph.node("Gather", [scales, ids], scale),
+        graph.node("Unsqueeze", [scale, _CHANNELS], f"{scale}/column"),
+        graph.node("Mul", [steps, f"{scale}/column"], f"{own}/balanced"),
         helper.make_node(
             "Mul", [f"{own}/balanced", inverse_factors], list(gather.output), name=gather.name
         ),
@@ -237,16 +231,11 @@ def _tie_embedding(model: ModelProto, values: str, scales: str, inverse_factors:
 def _add_columns(
     model: ModelProto, name: str, values: NDArray[np.uint8], scales: Floats
 ) -> tuple[str, str, str]:
-    names = f"{name}/values", f"{name}/scales", f"{name}/zeros"
-    graph.add(model, names[0], values)
-    graph.add(model, names[1], scales)
-    graph.add(model, names[2], np.full(len(scales), columns.ZERO, np.uint8))
-    return names
+    graph.add(model, f"{name}/values", values)
+    return f"{name}/values", *_add_scales(model, name, scales)
 
 
-def _node(
-    operator: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any
-) -> NodeProto:
-    return helper.make_node(
-        operator, inputs, [output], name=f"{output}/{operator}", domain=domain, **attributes
-    )
+def _add_scales(model: ModelProto, name: str, scales: Floats) -> tuple[str, str]:
+    graph.add(model, f"{name}/scales", scales)
+    graph.add(model, f"{name}/zeros", np.full(len(scales), columns.ZERO, np.uint8))
+    return f"{name}/scales", f"{name}/zeros"

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from outpost_runtime.interface import AdapterSupport, LinearShape
 from outpost_runtime.text.adapters import ROWS
 
+from outpost_export import graph
 from outpost_export.errors import ConversionError
 from outpost_export.int8_graph import Linear, linear_of
 
@@ -150,12 +150,12 @@ def _mask(linear: str) -> list[NodeProto]:
     """
     own = "/adapters/"
     return [
-        _node("Unsqueeze", [ROWS, own + "axes"], own + "wanted"),
-        _node("Shape", [linear + ".lora_A"], own + "stacked", start=0, end=1),
-        _node("Squeeze", [own + "stacked"], own + "end"),
-        _node("Range", [own + "first", own + "end", own + "step"], own + "ranks"),
-        _node("Div", [own + "ranks", own + "rank"], own + "owners"),
-        _node("Equal", [own + "wanted", own + "owners"], _MASK),
+        graph.node("Unsqueeze", [ROWS, own + "axes"], own + "wanted"),
+        graph.node("Shape", [linear + ".lora_A"], own + "stacked", start=0, end=1),
+        graph.node("Squeeze", [own + "stacked"], own + "end"),
+        graph.node("Range", [own + "first", own + "end", own + "step"], own + "ranks"),
+        graph.node("Div", [own + "ranks", own + "rank"], own + "owners"),
+        graph.node("Equal", [own + "wanted", own + "owners"], _MASK),
     ]
 
 
@@ -168,18 +168,14 @@ def _adapted(linear: _Linear) -> list[NodeProto]:
     for name in linear.parts:
         own = f"/adapters/{name}/"
         nodes += [
-            _node("Transpose", [name + ".lora_A"], own + "columns", perm=[1, 0]),
-            _node("MatMul", [linear.hidden, own + "columns"], own + "all"),
-            _node("Where", [_MASK, own + "all", _ZERO], own + "kept"),
-            _node("MatMul", [own + "kept", name + ".lora_B"], own + "change"),
+            graph.node("Transpose", [name + ".lora_A"], own + "columns", perm=[1, 0]),
+            graph.node("MatMul", [linear.hidden, own + "columns"], own + "all"),
+            graph.node("Where", [_MASK, own + "all", _ZERO], own + "kept"),
+            graph.node("MatMul", [own + "kept", name + ".lora_B"], own + "change"),
         ]
         changes.append(own + "change")
     change = changes[0]
     if len(changes) > 1:
         change = f"/adapters{node.name}/change"
-        nodes.append(_node("Concat", changes, change, axis=-1))
-    return [*nodes, _node("Add", [node.output[0], change], output)]
-
-
-def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
-    return helper.make_node(operator, inputs, [output], name=f"{output}/{operator}", **attributes)
+        nodes.append(graph.node("Concat", changes, change, axis=-1))
+    return [*nodes, graph.node("Add", [node.output[0], change], output)]

@@ -12,7 +12,10 @@ from outpost_runtime.opening import ModelSettings
 
 _WEIGHTS_FACTOR = 2.4
 """An opened graph takes at most this many times its files: the weights, once more packed, and
-some in both forms (2.30 for Gemma 3 270M in 8 bits)."""
+some in both forms (a tied head in 4 bits)."""
+
+_WITH_TABLE_FACTOR = 1.3
+"""The same of a graph whose embeddings lie outside: none of its weights is kept twice."""
 
 _SESSION_BYTES = 16 << 20
 """What a session takes beside its weights and what it computes."""
@@ -97,7 +100,9 @@ def adapter_graph_bytes(base: Bundle) -> int:
 def _graph_bytes(bundle: Bundle) -> int:
     files = bundle.manifest.files
     weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
-    return int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES
+    table = getattr(bundle.manifest.interface, "token_table", None)
+    factor = _WEIGHTS_FACTOR if table is None else _WITH_TABLE_FACTOR
+    return int(weights * factor) + _SESSION_BYTES
 
 
 def available_bytes() -> int:

@@ -28,6 +28,7 @@ from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.scoring import score
+from outpost_runtime.text.token_table import with_table
 
 Figures = dict[str, float]
 
@@ -84,7 +85,8 @@ def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
         raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
     bank = AdapterBank(interface.adapters, base=base.digest, capacity=1)
     index = bank.load(adapter)
-    graph = OrtSession(graph_of(base, interface.adapters.model))
+    opened = OrtSession(graph_of(base, interface.adapters.model))
+    graph = with_table(opened, base.contents, interface.token_table)
     try:
         session = AdapterSession(graph, bank, everywhere=index)
         decoder = Decoder(session, rows=1, max_length=interface.context_length)

@@ -46,6 +46,28 @@ class AdapterSupport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenTable:
+    """Where a decoder's token embeddings lie that its graph takes as an input.
+
+    Attributes:
+        file: The one with the graph's weights.
+        start: First byte of token 0's row; the others follow without gaps.
+        tokens: Rows.
+        row_bytes: Of one row.
+    """
+
+    file: str
+    start: int
+    tokens: int
+    row_bytes: int
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.start + self.tokens * self.row_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TextInterface:
     """A decoder: text in, text out.
 
@@ -54,6 +76,7 @@ class TextInterface:
         end_tokens: Ids that end an answer.
         chat_template: A Jinja file, or None for a model that only completes text.
         adapters: How it takes adapters, or None if it takes none.
+        token_table: See ``text/token_table.py``; None: the graph has its embeddings inside.
     """
 
     model: str
@@ -64,6 +87,7 @@ class TextInterface:
     special_tokens: dict[str, str]
     defaults: GenerationDefaults
     adapters: AdapterSupport | None = None
+    token_table: TokenTable | None = None
     kind: Literal["text"] = field(default="text", init=False)
 
 
@@ -175,7 +199,22 @@ def _text(reader: Reader) -> TextInterface:
         special_tokens=reader.table("special_tokens").named(str),
         defaults=_defaults(reader.table("defaults")),
         adapters=reader.optional("adapters", lambda key: _support(reader.table(key))),
+        token_table=reader.optional("token_table", lambda key: _token_table(reader.table(key))),
     )
+
+
+def _token_table(reader: Reader) -> TokenTable:
+    start = reader.integer("start")
+    if start < 0:
+        raise reader.fault("start", "must not be negative")
+    table = TokenTable(
+        file=reader.string("file"),
+        start=start,
+        tokens=_positive(reader, "tokens"),
+        row_bytes=_positive(reader, "row_bytes"),
+    )
+    reader.end()
+    return table
 
 
 def _support(reader: Reader) -> AdapterSupport:

@@ -128,8 +128,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Return the canonical bytes of a manifest: equal manifests have equal digests."""
     interface = _plain(manifest.interface)
     document = {"format": FORMAT, **_plain(manifest), "interface": interface}
-    if manifest.provenance.grid_of is None:  # absent: runtimes that do not know it read the rest
+    # Absent and not null: runtimes that do not know these keys read the rest.
+    if manifest.provenance.grid_of is None:
         del document["provenance"]["grid_of"]
+    if isinstance(manifest.interface, TextInterface) and manifest.interface.token_table is None:
+        del interface["token_table"]
     return canonical_json(document)
 
 
@@ -209,6 +212,9 @@ def _check_named_files(reader: Reader, manifest: Manifest) -> None:
     for name in (manifest.evidence.golden, *_named_files(manifest.interface)):
         if name is not None and name not in manifest.files:
             raise reader.fault("files", f"does not list '{name}', which the manifest names")
+    table = getattr(manifest.interface, "token_table", None)
+    if table is not None and table.end > manifest.files[table.file].size:
+        raise reader.fault("files", f"say that {table.file} ends before its token_table does")
 
 
 def _named_files(interface: Interface) -> tuple[str | None, ...]:
@@ -218,7 +224,8 @@ def _named_files(interface: Interface) -> tuple[str | None, ...]:
     if not isinstance(interface, TextInterface):
         return named
     second = None if interface.adapters is None else interface.adapters.model
-    return *named, interface.chat_template, second
+    table = None if interface.token_table is None else interface.token_table.file
+    return *named, interface.chat_template, second, table
 
 
 def _plain(value: Any) -> Any:

@@ -34,6 +34,7 @@ from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
+from outpost_runtime.text.token_table import with_table
 
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SMALL_BYTES = 8 << 20
@@ -108,21 +109,19 @@ def _open(
             hint="It is opened with its base.",
         )
 
-    def open_session(graph: str) -> Session:
-        source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
-        if not settings.apart:
-            return OrtSession(source, threads=threads)
-        count = settings.tensor.concurrency
-        return open_pool(lambda: ProcessSession(source, threads=threads), count)
-
     if isinstance(interface, TextInterface):
         if settings.apart:
             raise ConfigurationError(
                 f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
                 hint="Set 'apart' for other models only.",
             )
-        return _warmed(TextModel(bundle, interface, open_session, settings.text, precedence))
-    session = open_session(interface.model)
+
+        def open_decoder(graph: str) -> Session:
+            session = _session(bundle, graph, settings)
+            return with_table(session, bundle.contents, interface.token_table)
+
+        return _warmed(TextModel(bundle, interface, open_decoder, settings.text, precedence))
+    session = _session(bundle, interface.model, settings)
     try:
         _check_signature(bundle, interface, session)
         _warm_up(bundle, interface, session, account)
@@ -132,6 +131,14 @@ def _open(
     except BaseException:
         session.close()  # or its process would go on, and be started again
         raise
+
+
+def _session(bundle: Bundle, graph: str, settings: ModelSettings) -> Session:
+    source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
+    if not settings.apart:
+        return OrtSession(source, threads=threads)
+    count = settings.tensor.concurrency
+    return open_pool(lambda: ProcessSession(source, threads=threads), count)
 
 
 def _warmed(model: TextModel) -> TextModel:

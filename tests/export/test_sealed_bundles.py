@@ -6,6 +6,7 @@ from outpost_runtime.interface import TextInterface
 from outpost_runtime.opening import open_model
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.text.token_table import with_table
 
 from tests.support import checkpoints
 from tests.support.batches import Batch
@@ -23,7 +24,12 @@ def test_quantized_decoders(tmp_path, target):
     bundle = sealed(plain.folder, block_bytes=1 << 20)
     assert isinstance(bundle.manifest.interface, TextInterface)
     prompts = np.random.default_rng(1).integers(4, 260, (3, 9))
-    one, other = (OrtSession(graph_of(b, "model.onnx")) for b in (plain, bundle))
+    table = plain.manifest.interface.token_table
+    assert (table is not None) == (target == "cpu-int8")
+    one, other = (
+        with_table(OrtSession(graph_of(b, "model.onnx")), b.contents, table)
+        for b in (plain, bundle)
+    )
     assert np.array_equal(Batch(one, 3).answer(prompts)[1], Batch(other, 3).answer(prompts)[1])
 
 

@@ -80,10 +80,12 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
         run_bytes: What one run takes at most, if it is known; see ``footprint.py``.
     """
     interface, files = bundle.manifest.interface, bundle.manifest.files
-    needed = _graph_bytes(bundle) * (settings.tensor.concurrency if settings.apart else 1)
+    needed = _graph_bytes(bundle)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
         return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer
+    if settings.apart:
+        needed *= settings.tensor.concurrency
     if isinstance(interface, EmbeddingInterface):
         needed += files[interface.tokenizer].size * _TOKENIZER_FACTOR
     return needed + max(run_bytes, _RUN_BYTES) * settings.tensor.concurrency

@@ -26,6 +26,7 @@ from outpost_runtime.interface import (
 )
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.sessions.pool import SessionPool, open_pool
@@ -50,7 +51,7 @@ class ModelSettings:
         threads: Threads of one run; None takes one for a small model (below 8 MiB), else the
             physical cores.
         apart: Run it in a process of its own, so that a crash ends nothing else; in as many as
-            it may run at the same time.
+            it may run at the same time, and a text model's graph for adapters in another one.
         text: What it may take of the machine if it generates text.
         tensor: The same of any other model.
     """
@@ -108,21 +109,9 @@ def _open(
             hint="It is opened with its base.",
         )
 
-    def open_session(graph: str) -> Session:
-        source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
-        if not settings.apart:
-            return OrtSession(source, threads=threads)
-        count = settings.tensor.concurrency
-        return open_pool(lambda: ProcessSession(source, threads=threads), count)
-
     if isinstance(interface, TextInterface):
-        if settings.apart:
-            raise ConfigurationError(
-                f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
-                hint="Set 'apart' for other models only.",
-            )
-        return _warmed(TextModel(bundle, interface, open_session, settings.text, precedence))
-    session = open_session(interface.model)
+        return _warmed(_text_model(bundle, interface, settings, precedence))
+    session = _session(bundle, interface.model, settings)
     try:
         _check_signature(bundle, interface, session)
         _warm_up(bundle, interface, session, account)
@@ -132,6 +121,32 @@ def _open(
     except BaseException:
         session.close()  # or its process would go on, and be started again
         raise
+
+
+def _session(bundle: Bundle, graph: str, settings: ModelSettings) -> Session:
+    source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
+    if not settings.apart:
+        return OrtSession(source, threads=threads)
+    count = settings.tensor.concurrency
+    return open_pool(lambda: ProcessSession(source, threads=threads), count)
+
+
+def _text_model(
+    bundle: Bundle, interface: TextInterface, settings: ModelSettings, precedence: Precedence
+) -> TextModel:
+    threads, limits = settings.threads or _threads(bundle), settings.text
+
+    def here(graph: str) -> Session:
+        return OrtSession(graph_of(bundle, graph), threads=threads)
+
+    if not settings.apart:
+        return TextModel(bundle, interface, here, limits, precedence)
+    memory = BoundMemory()  # of the plain graph's process and that of the graph for adapters
+
+    def apart(graph: str) -> Session:
+        return ProcessSession(graph_of(bundle, graph), threads=threads, memory=memory)
+
+    return TextModel(bundle, interface, apart, limits, precedence, memory.zeros)
 
 
 def _warmed(model: TextModel) -> TextModel:

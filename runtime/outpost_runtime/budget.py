@@ -17,6 +17,9 @@ some in both forms (2.30 for Gemma 3 270M in 8 bits)."""
 _SESSION_BYTES = 16 << 20
 """What a session takes beside its weights and what it computes."""
 
+_PROCESS_BYTES = 25 << 20
+"""What a process has of its own before it opens anything: Python, numpy and ONNX Runtime."""
+
 _RUN_BYTES = 32 << 20
 """Set apart for intermediate results at least, and for a run that has not been measured."""
 
@@ -80,7 +83,7 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
         run_bytes: What one run takes at most, if it is known; see ``footprint.py``.
     """
     interface, files = bundle.manifest.interface, bundle.manifest.files
-    needed = _graph_bytes(bundle)
+    needed = _graph_bytes(bundle, settings)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
         return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer
@@ -91,15 +94,16 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
     return needed + max(run_bytes, _RUN_BYTES) * settings.tensor.concurrency
 
 
-def adapter_graph_bytes(base: Bundle) -> int:
+def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
     """Return what a base takes in addition from its first adapter on: the same weights again."""
-    return _graph_bytes(base)
+    return _graph_bytes(base, settings)
 
 
-def _graph_bytes(bundle: Bundle) -> int:
+def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:
     files = bundle.manifest.files
     weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
-    return int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES
+    process = _PROCESS_BYTES if settings.apart else 0
+    return int(weights * _WEIGHTS_FACTOR) + _SESSION_BYTES + process
 
 
 def available_bytes() -> int:

@@ -8,18 +8,20 @@ import time
 from pathlib import Path
 
 import pytest
-from outpost_runtime.budget import expected_bytes
+from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import ConfigurationError, UnavailableError
 from outpost_runtime.golden import check, check_loaded_adapter
+from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
+from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
 
 from tests.support.answers import Gate, begin, events_of, token_ids
 from tests.support.fixtures import ADAPTERS, DECODER
-from tests.support.processes import children_of
+from tests.support.processes import children_of, private_bytes_of
 from tests.support.sealed import sealed
 
 BASE = read_bundle(DECODER)
@@ -160,6 +162,26 @@ def test_a_model_that_cannot_be_opened_leaves_no_process():
     assert children_of(os.getpid()) == before
 
 
-def test_it_needs_its_memory_once_however_many_runs_other_models_may_do_at_once():
+def test_its_process_counts_and_counts_once_however_often_other_models_may_run_at_once():
     settings = dataclasses.replace(APART, tensor=TensorLimits(concurrency=4))
-    assert expected_bytes(BASE, settings) == expected_bytes(BASE, APART)
+    assert (
+        expected_bytes(BASE, settings) == expected_bytes(BASE, APART) > expected_bytes(BASE, HERE)
+    )
+
+
+def test_what_both_processes_take_is_set_apart_and_given_back(tmp_path):
+    store = Store(tmp_path / "store")
+    store.add(DECODER)
+    store.add(ADAPTERS[0])
+    models = Models(store, lambda _: APART, budget=MemoryBudget(1 << 30))
+    models.load_all()
+    budget = models._budget
+    taken = budget.total - budget.free
+    second = adapter_graph_bytes(BASE, APART)
+    assert taken == expected_bytes(BASE, APART) + second
+    model = models.get("tiny-decoder")
+    numbers = model._session.process_id, model.adapters._session._session.process_id
+    assert sum(map(private_bytes_of, numbers)) < taken
+    models.unload("tiny-decoder").result()
+    assert budget.free == budget.total
+    models.close()

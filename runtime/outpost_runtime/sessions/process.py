@@ -37,7 +37,7 @@ from outpost_runtime.sessions import worker as worker_module
 from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
 from outpost_runtime.sessions.handover import request_of
-from outpost_runtime.sessions.process_binding import ProcessBinding
+from outpost_runtime.sessions.process_binding import Copies, ProcessBinding
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
@@ -94,6 +94,7 @@ class ProcessSession:
         self._graph = FileGraph(source) if isinstance(source, Path) else source
         self._threads = threads
         self._memory = memory
+        self._copies = Copies(memory) if memory else None
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -129,9 +130,10 @@ class ProcessSession:
 
         Its runs raise what :meth:`run` does.
         """
-        if self._memory is None:
+        if self._memory is None or self._copies is None:
             raise AssertionError("a session in another process binds no memory but its own")
-        binding = ProcessBinding(next(self._numbers), self._memory, self._run_bound)
+        number = next(self._numbers)
+        binding = ProcessBinding(number, self._memory, self._copies, self._run_bound)
         for name, array in outputs.items():
             binding.put(name, array)
         for name, array in inputs.items():
@@ -154,9 +156,9 @@ class ProcessSession:
     def _run_bound(self, binding: ProcessBinding) -> None:
         with self._lock:
             worker = self._running()
-            sent, news = worker.inputs.put(binding.sent), binding.news(worker)
+            news = binding.news(worker)
             binding.told_to = None
-            _answer_of(worker, {**news, "tensors": sent})
+            _answer_of(worker, news)
             binding.told_to = worker
 
     def _running(self) -> _Worker:

@@ -15,7 +15,7 @@ from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.handover import InheritedGraph
 from outpost_runtime.sessions.ort import OrtBinding, OrtSession
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
-from outpost_runtime.tensors import Array, TensorSpec
+from outpost_runtime.tensors import TensorSpec
 
 
 def main() -> int:
@@ -53,15 +53,15 @@ class _Runs:
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Run what is asked for and say how it went."""
         try:
-            feeds = self._inputs.get(request["tensors"])
             if "binding" in request:
-                self._run_bound(request, feeds)
+                self._run_bound(request)
                 return {}
+            feeds = self._inputs.get(request["tensors"])
             return {"tensors": self._outputs.put(self._session.run(feeds))}
         except OutpostError as error:
             return _failure(error)
 
-    def _run_bound(self, request: Mapping[str, Any], sent: Mapping[str, Array]) -> None:
+    def _run_bound(self, request: Mapping[str, Any]) -> None:
         assert self._memory is not None  # noqa: S101 - the parent has it
         number = request["binding"]
         if request["new"]:
@@ -71,8 +71,6 @@ class _Runs:
             binding.put(name, self._memory.at(place))
         for name, place in request["inputs"].items():
             binding.feed(name, self._memory.at(place))
-        for name, array in sent.items():
-            binding.feed(name, array)
         binding.run()
 
 

@@ -20,6 +20,9 @@ _WITH_TABLE_FACTOR = 1.3
 _SESSION_BYTES = 16 << 20
 """What a session takes beside its weights and what it computes."""
 
+_PROCESS_BYTES = 25 << 20
+"""What a process has of its own before it opens anything: Python, numpy and ONNX Runtime."""
+
 _RUN_BYTES = 32 << 20
 """Set apart for intermediate results at least, and for a run that has not been measured."""
 
@@ -83,26 +86,29 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
         run_bytes: What one run takes at most, if it is known; see ``footprint.py``.
     """
     interface, files = bundle.manifest.interface, bundle.manifest.files
-    needed = _graph_bytes(bundle) * (settings.tensor.concurrency if settings.apart else 1)
+    needed = _graph_bytes(bundle, settings)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
         return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer
+    if settings.apart:
+        needed *= settings.tensor.concurrency
     if isinstance(interface, EmbeddingInterface):
         needed += files[interface.tokenizer].size * _TOKENIZER_FACTOR
     return needed + max(run_bytes, _RUN_BYTES) * settings.tensor.concurrency
 
 
-def adapter_graph_bytes(base: Bundle) -> int:
+def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
     """Return what a base takes in addition from its first adapter on: the same weights again."""
-    return _graph_bytes(base)
+    return _graph_bytes(base, settings)
 
 
-def _graph_bytes(bundle: Bundle) -> int:
+def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:
     files = bundle.manifest.files
     weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
     table = getattr(bundle.manifest.interface, "token_table", None)
     factor = _WEIGHTS_FACTOR if table is None else _WITH_TABLE_FACTOR
-    return int(weights * factor) + _SESSION_BYTES
+    process = _PROCESS_BYTES if settings.apart else 0
+    return int(weights * factor) + _SESSION_BYTES + process
 
 
 def available_bytes() -> int:

@@ -117,9 +117,10 @@ class Models(ModelTable):
 
     def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
         """Return what a bundle is expected to need when it is served under a name."""
-        second = adapter_graph_bytes(bundle) if adapters else 0
+        settings = self._settings(name)
+        second = adapter_graph_bytes(bundle, settings) if adapters else 0
         run_bytes = self._footprints.find(bundle.digest) or 0
-        return expected_bytes(bundle, self._settings(name), run_bytes) + second
+        return expected_bytes(bundle, settings, run_bytes) + second
 
     @contextmanager
     def memory_for(self, purpose: str, needed: int) -> Iterator[None]:
@@ -259,7 +260,7 @@ class Models(ModelTable):
         hanging = _adapters_of(before.model) if before is not None else []
         settings = self._settings(name)
         known = self._footprints.find(bundle.digest)
-        second = adapter_graph_bytes(bundle) if adapters else 0
+        second = adapter_graph_bytes(bundle, settings) if adapters else 0
         needed = expected_bytes(bundle, settings, known or 0) + second
         self._make_room(name, needed)
 
@@ -405,7 +406,8 @@ class Models(ModelTable):
         if model.adapters.is_open:
             model.load_adapter(bundle)
             return
-        name, needed = model.bundle.manifest.name, adapter_graph_bytes(model.bundle)
+        name = model.bundle.manifest.name
+        needed = adapter_graph_bytes(model.bundle, self._settings(name))
         self._make_room(name, needed, kept=name)
         try:
             model.load_adapter(bundle)

@@ -26,6 +26,7 @@ from outpost_runtime.interface import (
 )
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
+from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.sessions.pool import SessionPool, open_pool
@@ -51,7 +52,7 @@ class ModelSettings:
         threads: Threads of one run; None takes one for a small model (below 8 MiB), else the
             physical cores.
         apart: Run it in a process of its own, so that a crash ends nothing else; in as many as
-            it may run at the same time.
+            it may run at the same time, and a text model's graph for adapters in another one.
         text: What it may take of the machine if it generates text.
         tensor: The same of any other model.
     """
@@ -110,17 +111,7 @@ def _open(
         )
 
     if isinstance(interface, TextInterface):
-        if settings.apart:
-            raise ConfigurationError(
-                f"'{bundle.manifest.name}' generates text and cannot run in a process of its own.",
-                hint="Set 'apart' for other models only.",
-            )
-
-        def open_decoder(graph: str) -> Session:
-            session = _session(bundle, graph, settings)
-            return with_table(session, bundle.contents, interface.token_table)
-
-        return _warmed(TextModel(bundle, interface, open_decoder, settings.text, precedence))
+        return _warmed(_text_model(bundle, interface, settings, precedence))
     session = _session(bundle, interface.model, settings)
     try:
         _check_signature(bundle, interface, session)
@@ -139,6 +130,27 @@ def _session(bundle: Bundle, graph: str, settings: ModelSettings) -> Session:
         return OrtSession(source, threads=threads)
     count = settings.tensor.concurrency
     return open_pool(lambda: ProcessSession(source, threads=threads), count)
+
+
+def _text_model(
+    bundle: Bundle, interface: TextInterface, settings: ModelSettings, precedence: Precedence
+) -> TextModel:
+    threads, limits = settings.threads or _threads(bundle), settings.text
+
+    def tabled(session: Session) -> Session:
+        return with_table(session, bundle.contents, interface.token_table)
+
+    def here(graph: str) -> Session:
+        return tabled(OrtSession(graph_of(bundle, graph), threads=threads))
+
+    if not settings.apart:
+        return TextModel(bundle, interface, here, limits, precedence)
+    memory = BoundMemory()  # of the plain graph's process and that of the graph for adapters
+
+    def apart(graph: str) -> Session:
+        return tabled(ProcessSession(graph_of(bundle, graph), threads=threads, memory=memory))
+
+    return TextModel(bundle, interface, apart, limits, precedence, memory.zeros)
 
 
 def _warmed(model: TextModel) -> TextModel:

@@ -4,7 +4,7 @@ Datatypes are those of the Open Inference Protocol (V2), in manifests as on the 
 An element of BYTES is a Python ``bytes`` object in a numpy array of objects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from outpost_runtime.errors import InvalidInputError
 
 Array = NDArray[Any]
+
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+"""Gives an array of zeros for a session to bind: ``numpy.zeros``, where the session is in this
+process; it raises MemoryError."""
 
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -403,7 +403,7 @@ def test_the_first_adapter_needs_room_for_its_bases_second_graph(store):
     with pytest.raises(BusyError):
         models.load("tiny-adapter-one")
     assert models.get("tiny-decoder").adapters.names() == []
-    budget.total += adapter_graph_bytes(read_bundle(DECODER))
+    budget.total += adapter_graph_bytes(read_bundle(DECODER), _SETTINGS)
     models.load("tiny-adapter-one")
     models.load("tiny-adapter-two")  # it is there now
     assert budget.free == 0

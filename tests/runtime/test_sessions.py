@@ -3,18 +3,30 @@
 import numpy as np
 import pytest
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
+from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.text.decoder import Decoder
 
 from tests.support.fixtures import CLASSIFIER, DECODER
 from tests.support.toy import ToySession
 
-SESSIONS = {"toy": ToySession, "ort": lambda: OrtSession(DECODER / "model.onnx", threads=1)}
+GRAPH = DECODER / "model.onnx"
+SESSIONS = {
+    "toy": lambda _: ToySession(),
+    "ort": lambda _: OrtSession(GRAPH, threads=1),
+    "process": lambda memory: ProcessSession(GRAPH, threads=1, memory=memory),
+}
+
+
+@pytest.fixture
+def memory():
+    return BoundMemory()
 
 
 @pytest.fixture(params=SESSIONS)
-def session(request):
-    session = SESSIONS[request.param]()
+def session(request, memory):
+    session = SESSIONS[request.param](memory)
     yield session
     session.close()
 
@@ -28,15 +40,15 @@ def _feeds(session, tokens):
     return feeds
 
 
-def test_a_bound_run_gives_what_a_free_run_gives(session):
+def test_a_bound_run_gives_what_a_free_run_gives(session, memory):
     tokens = list(range(5, 45))
     free = session.run(_feeds(session, tokens))["logits"][0, 0]
-    bound = Decoder(session, rows=2, max_length=64).prefill(1, tokens, 0)[0]
+    bound = Decoder(session, rows=2, max_length=64, allocate=memory.zeros).prefill(1, tokens, 0)[0]
     assert bound == pytest.approx(free, abs=1e-5)
 
 
-def test_chunks_and_single_tokens_give_what_one_run_gives(session):
-    decoder = Decoder(session, rows=1, max_length=64)
+def test_chunks_and_single_tokens_give_what_one_run_gives(session, memory):
+    decoder = Decoder(session, rows=1, max_length=64, allocate=memory.zeros)
     tokens = np.arange(5, 45)
     whole = decoder.prefill(0, tokens, 0)[0].copy()
     decoder.prefill(0, tokens[:17], 0)
@@ -48,8 +60,8 @@ def test_chunks_and_single_tokens_give_what_one_run_gives(session):
     assert single == pytest.approx(whole, abs=1e-5)
 
 
-def test_rows_of_a_batch_do_not_see_each_other(session):
-    decoder = Decoder(session, rows=2, max_length=64)
+def test_rows_of_a_batch_do_not_see_each_other(session, memory):
+    decoder = Decoder(session, rows=2, max_length=64, allocate=memory.zeros)
     first, second = np.arange(5, 25), np.arange(30, 37)
     alone = [decoder.prefill(0, tokens, 0)[0].copy() for tokens in (first, second)]
     decoder.prefill(0, first[:-1], 0)

@@ -51,7 +51,9 @@ class Session(Protocol):
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Binding:
         """Fix C-contiguous arrays as inputs and outputs; the binding keeps them alive.
 
-        An output may share memory with an input where the model allows that
+        A session in another process binds as outputs only what lies in its
+        :class:`~outpost_runtime.sessions.bound_memory.BoundMemory`, and copies other inputs for
+        every run. An output may share memory with an input where the model allows that
         (``past_key_values`` and ``present`` of ``GroupQueryAttention``).
         """
 

@@ -7,10 +7,13 @@ and closing it really gives its memory back. Rules:
    until it is back.
 2. It is started again after :data:`FIRST_PAUSE`, and after each further death twice as late, up
    to :data:`LONGEST_PAUSE`; one that has lived for :data:`HEALTHY_SECONDS` starts afresh.
-3. It has nothing but its socket and the shared tensors: no listener, no client. A graph that lies
+3. It has nothing but its socket and shared memory: no listener, no client. A graph that lies
    nowhere as it is reaches it through a pipe, and memory files without names.
+4. What is bound lies in memory that outlives it. One that is started again is told the bindings
+   anew, and finds there what the runs before its end have written.
 """
 
+import itertools
 import logging
 import socket
 import subprocess
@@ -30,10 +33,11 @@ from outpost_runtime.errors import (
     OutpostError,
     UnavailableError,
 )
-from outpost_runtime.sessions import Binding
 from outpost_runtime.sessions import worker as worker_module
+from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
 from outpost_runtime.sessions.handover import request_of
+from outpost_runtime.sessions.process_binding import Copies, ProcessBinding
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
 
@@ -73,14 +77,25 @@ class ProcessSession:
     Args:
         source: A graph, or the ``.onnx`` file of one.
         threads: Threads of one run; None takes the physical cores.
+        memory: Where what is bound lies; sessions of one model can share it. None is for a session
+            whose runs are free.
 
     Raises:
         BundleError: The model cannot be opened.
     """
 
-    def __init__(self, source: Path | Graph, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | Graph,
+        *,
+        threads: int | None = None,
+        memory: BoundMemory | None = None,
+    ) -> None:
         self._graph = FileGraph(source) if isinstance(source, Path) else source
         self._threads = threads
+        self._memory = memory
+        self._copies = Copies(memory) if memory else None
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._worker: _Worker | None
@@ -106,27 +121,24 @@ class ProcessSession:
         """
         check_feeds(self.inputs, feeds)
         with self._lock:
-            worker = self._worker
-            if worker is None:
-                raise _gone()
-            try:
-                send(worker.channel, {"tensors": worker.inputs.put(feeds)})
-                answer = receive(worker.channel)
-            except (OSError, ValueError) as error:
-                raise _gone() from error
-            if answer is None:
-                raise _gone()
-            if "error" in answer:
-                _raise(answer)
+            worker = self._running()
+            answer = _answer_of(worker, {"tensors": worker.inputs.put(feeds)})
             return {name: a.copy() for name, a in worker.outputs.get(answer["tensors"]).items()}
 
-    def bind(
-        self,
-        inputs: Mapping[str, Array],  # noqa: ARG002 - the contract's
-        outputs: Mapping[str, Array],  # noqa: ARG002 - the contract's
-    ) -> Binding:
-        """Not offered: bound memory belongs to one process."""
-        raise AssertionError("a session in another process cannot bind this one's memory")
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> ProcessBinding:
+        """See :class:`Session`; outputs must lie in the session's memory, and large inputs should.
+
+        Its runs raise what :meth:`run` does.
+        """
+        if self._memory is None or self._copies is None:
+            raise AssertionError("a session in another process binds no memory but its own")
+        number = next(self._numbers)
+        binding = ProcessBinding(number, self._memory, self._copies, self._run_bound)
+        for name, array in outputs.items():
+            binding.put(name, array)
+        for name, array in inputs.items():
+            binding.feed(name, array)
+        return binding
 
     def close(self) -> None:
         """See :class:`Session`."""
@@ -141,11 +153,24 @@ class ProcessSession:
                 worker.end()
         self._supervisor.join()
 
+    def _run_bound(self, binding: ProcessBinding) -> None:
+        with self._lock:
+            worker = self._running()
+            news = binding.news(worker)
+            binding.told_to = None
+            _answer_of(worker, news)
+            binding.told_to = worker
+
+    def _running(self) -> _Worker:
+        if self._worker is None:
+            raise _gone()
+        return self._worker
+
     def _start(self) -> tuple[_Worker, dict[str, Any]]:
         worker = None
         try:
             with self._graph.opened() as opening:
-                worker = _spawn(opening.descriptors)
+                worker = _spawn(opening.descriptors, self._memory)
                 return worker, self._open(worker, opening)
         except BaseException:
             if worker is not None:
@@ -201,7 +226,20 @@ class ProcessSession:
             return
 
 
-def _spawn(inherited: tuple[int, ...]) -> _Worker:
+def _answer_of(worker: _Worker, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        send(worker.channel, request)
+        answer = receive(worker.channel)
+    except (OSError, ValueError) as error:
+        raise _gone() from error
+    if answer is None:
+        raise _gone()
+    if "error" in answer:
+        _raise(answer)
+    return answer
+
+
+def _spawn(inherited: tuple[int, ...], memory: BoundMemory | None) -> _Worker:
     with ExitStack() as made:  # closed if anything of it fails
         ours, theirs = socket.socketpair()
         made.callback(ours.close)
@@ -209,7 +247,8 @@ def _spawn(inherited: tuple[int, ...]) -> _Worker:
         made.callback(inputs.close)
         made.callback(outputs.close)
         with theirs:
-            numbers = (theirs.fileno(), inputs.descriptor, outputs.descriptor)
+            bound = () if memory is None else (memory.descriptor,)
+            numbers = (theirs.fileno(), inputs.descriptor, outputs.descriptor, *bound)
             # -P: what lies in the folder that the server was started in is no library.
             process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-P", "-m", worker_module.__name__, *map(str, numbers)],

@@ -32,11 +32,7 @@ class SharedFile:
     """A memory file, mapped as far as it goes."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        if descriptor is None:
-            descriptor = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            # Nobody can make it smaller, which would end whoever has it mapped.
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.descriptor = descriptor
+        self.descriptor = sealed_file("tensors") if descriptor is None else descriptor
         self._memory: mmap.mmap | None = None
 
     def put(self, tensors: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -88,6 +84,16 @@ class SharedFile:
                 os.ftruncate(self.descriptor, max(2 * end, _SMALLEST))
             self._memory = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
         return self._memory
+
+
+def sealed_file(name: str) -> int:
+    """Return the descriptor of a new memory file; whoever asks closes it.
+
+    Nobody can make it smaller, which would end whoever has it mapped.
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
 
 
 def send(channel: socket.socket, message: Mapping[str, Any]) -> None:

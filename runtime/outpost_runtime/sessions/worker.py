@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from outpost_runtime.errors import OutpostError
+from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.handover import InheritedGraph
-from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.sessions.ort import OrtBinding, OrtSession
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import TensorSpec
 
@@ -21,9 +22,8 @@ def main() -> int:
     """Serve; returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the parent, which tells us
-    socket_number, inputs_number, outputs_number = map(int, sys.argv[1:])
+    socket_number, *numbers = map(int, sys.argv[1:])
     channel = socket.socket(fileno=socket_number)
-    inputs, outputs = SharedFile(inputs_number), SharedFile(outputs_number)
     order = receive(channel)
     if order is None:
         return 0
@@ -33,18 +33,45 @@ def main() -> int:
         send(channel, _failure(error))
         return 1
     send(channel, {"inputs": _specs(session.inputs), "outputs": _specs(session.outputs)})
+    runs = _Runs(session, *numbers)
     while (request := receive(channel)) is not None:
-        send(channel, _answer(session, request, inputs, outputs))
+        send(channel, runs.answer(request))
     return 0
 
 
-def _answer(
-    session: OrtSession, request: Mapping[str, Any], inputs: SharedFile, outputs: SharedFile
-) -> dict[str, Any]:
-    try:
-        return {"tensors": outputs.put(session.run(inputs.get(request["tensors"])))}
-    except OutpostError as error:
-        return _failure(error)
+class _Runs:
+    """The runs of a session, on tensors that are shared with the parent."""
+
+    def __init__(
+        self, session: OrtSession, inputs: int, outputs: int, bound: int | None = None
+    ) -> None:
+        self._session = session
+        self._inputs, self._outputs = SharedFile(inputs), SharedFile(outputs)
+        self._memory = None if bound is None else BoundMemory(bound)
+        self._bindings: dict[int, OrtBinding] = {}
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run what is asked for and say how it went."""
+        try:
+            if "binding" in request:
+                self._run_bound(request)
+                return {}
+            feeds = self._inputs.get(request["tensors"])
+            return {"tensors": self._outputs.put(self._session.run(feeds))}
+        except OutpostError as error:
+            return _failure(error)
+
+    def _run_bound(self, request: Mapping[str, Any]) -> None:
+        assert self._memory is not None  # noqa: S101 - the parent has it
+        number = request["binding"]
+        if request["new"]:
+            self._bindings[number] = self._session.bind({}, {})
+        binding = self._bindings[number]
+        for name, place in request["outputs"].items():
+            binding.put(name, self._memory.at(place))
+        for name, place in request["inputs"].items():
+            binding.feed(name, self._memory.at(place))
+        binding.run()
 
 
 def _failure(error: OutpostError) -> dict[str, Any]:

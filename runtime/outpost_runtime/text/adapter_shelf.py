@@ -10,10 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
+
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import InvalidInputError, NotFoundError, UnsupportedError
 from outpost_runtime.interface import AdapterInterface, AdapterSupport
 from outpost_runtime.sessions import Session
+from outpost_runtime.tensors import Allocate
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.chat import ChatTemplate
@@ -40,6 +43,7 @@ class AdapterShelf:
         support: How it takes adapters, or None if it takes none.
         open_graph: Opens the base's graph for adapters; called once, with the first of them.
         capacity: Adapters that can be loaded at once.
+        allocate: Of the stacks of weights.
     """
 
     def __init__(
@@ -51,12 +55,17 @@ class AdapterShelf:
         open_graph: Callable[[], Session],
         *,
         capacity: int,
+        allocate: Allocate = np.zeros,
     ) -> None:
         self._base = base
         self._engine = engine
         self._decoder = decoder
         self._open_graph = open_graph
-        self._bank = AdapterBank(support, base=base.digest, capacity=capacity) if support else None
+        self._bank = None
+        if support is not None:
+            self._bank = AdapterBank(
+                support, base=base.digest, capacity=capacity, allocate=allocate
+            )
         self._session: AdapterSession | None = None
         self._shelved: dict[str, ShelvedAdapter] = {}
         self._changing = threading.Lock()

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, BusyError, InvalidInputError
 from outpost_runtime.interface import AdapterInterface, AdapterSupport
-from outpost_runtime.tensors import TensorSpec
+from outpost_runtime.tensors import Allocate, TensorSpec
 
 ROWS = "adapter_rows"
 """The graph's input that chooses; see rule 2."""
@@ -55,9 +55,17 @@ class AdapterBank:
         support: What the base's manifest says about adapters.
         base: Digest of the base's bundle.
         capacity: Adapters that can be loaded at once.
+        allocate: Of the stacks of weights.
     """
 
-    def __init__(self, support: AdapterSupport, *, base: str, capacity: int) -> None:
+    def __init__(
+        self,
+        support: AdapterSupport,
+        *,
+        base: str,
+        capacity: int,
+        allocate: Allocate = np.zeros,
+    ) -> None:
         if capacity < 1:
             raise InvalidInputError("There must be room for at least one adapter.")
         self.capacity = capacity
@@ -68,6 +76,7 @@ class AdapterBank:
             for linear, shape in support.linears.items()
             for name, width in ((linear + _A, shape.inputs), (linear + _B, shape.outputs))
         }
+        self._allocate_stack = allocate
         self._loaded: set[int] = set()
         self._stacks: dict[str, NDArray[np.float32]] = {}
 
@@ -192,9 +201,10 @@ class AdapterBank:
     def _allocate(self) -> None:
         if self._stacks:
             return
+        float32 = np.dtype(np.float32)
         try:
             self._stacks = {
-                name: np.zeros((self.capacity, self._rank, width), np.float32)
+                name: self._allocate_stack((self.capacity, self._rank, width), float32)
                 for name, width in self._widths.items()
             }
         except MemoryError as error:

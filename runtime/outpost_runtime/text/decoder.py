@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from outpost_runtime.errors import BundleError
 from outpost_runtime.sessions import Binding, Session
-from outpost_runtime.tensors import Array, TensorSpec
+from outpost_runtime.tensors import Allocate, Array, TensorSpec
 from outpost_runtime.text.adapter_session import AdapterBinding, AdapterSession
 from outpost_runtime.text.drafter import LONGEST_DRAFT
 from outpost_runtime.text.memory import KeyValueMemory
@@ -35,25 +35,40 @@ class Decoder:
         rows: Sequences that can live at once.
         max_length: Tokens that one row can hold.
         blocks: Blocks of the prefix cache.
+        allocate: Of key/value rows and logits, which are bound in place everywhere.
 
     Raises:
         BundleError: The graph is not of that kind.
     """
 
-    def __init__(self, session: Session, *, rows: int, max_length: int, blocks: int = 0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        rows: int,
+        max_length: int,
+        blocks: int = 0,
+        allocate: Allocate = np.zeros,
+    ) -> None:
         _check_signature(session)
         self.rows = rows
         self.max_length = max_length
         self.vocabulary_size = _vocabulary_size(session)
         self.memory = KeyValueMemory(
-            _key_value_inputs(session), rows=rows, row_tokens=max_length, blocks=blocks
+            _key_value_inputs(session),
+            rows=rows,
+            row_tokens=max_length,
+            blocks=blocks,
+            allocate=allocate,
         )
         # `ones` and not `empty`: it writes every page, so that no run has to.
         self._mask = np.ones(rows * max_length, np.int64)
         self._positions = np.arange(max_length)
         self._ids = np.ones(max(rows, LARGEST_CHUNK + 1), np.int64)
         self._kept = np.arange(LONGEST_DRAFT + 2)
-        self._logits = np.ones((max(rows, LONGEST_DRAFT + 1), self.vocabulary_size), np.float32)
+        shape = max(rows, LONGEST_DRAFT + 1), self.vocabulary_size
+        self._logits: NDArray[np.float32] = allocate(shape, np.dtype(np.float32))
+        self._logits.fill(1)
         self._session = session
         self._bindings: dict[tuple[int, int], Binding] = {}
         self._adapter_session: AdapterSession | None = None

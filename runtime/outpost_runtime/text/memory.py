@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.tensors import Array, TensorSpec
+from outpost_runtime.tensors import Allocate, Array, TensorSpec
 from outpost_runtime.text.limits import TextLimits
 
 BLOCK_TOKENS = 16
@@ -65,19 +65,27 @@ class KeyValueMemory:
         rows: Sequences.
         row_tokens: Tokens of a row.
         blocks: Of :data:`BLOCK_TOKENS` tokens; 0 for no prefix cache.
+        allocate: Of the rows, which a session binds.
     """
 
     def __init__(
-        self, specs: Sequence[TensorSpec], *, rows: int, row_tokens: int, blocks: int
+        self,
+        specs: Sequence[TensorSpec],
+        *,
+        rows: int,
+        row_tokens: int,
+        blocks: int,
+        allocate: Allocate = np.zeros,
     ) -> None:
         self.blocks = blocks
-        # `ones` and not `empty`: it writes every page.
+        # Filled with ones: it writes every page.
         self._rows: dict[str, Array] = {}
         self._blocks: dict[str, Array] = {}
         for spec in specs:
             _, heads, _, size = spec.shape
             assert heads is not None and size is not None  # noqa: PT018, S101 - the decoder checked
-            self._rows[spec.name] = np.ones((rows, heads, row_tokens, size), spec.dtype)
+            self._rows[spec.name] = allocate((rows, heads, row_tokens, size), spec.dtype)
+            self._rows[spec.name].fill(1)
             block_tokens = blocks * BLOCK_TOKENS
             self._blocks[spec.name] = np.ones((heads, block_tokens, size), spec.dtype)
 

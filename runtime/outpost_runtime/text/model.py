@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, InvalidInputError, UnsupportedError
 from outpost_runtime.interface import TextInterface
 from outpost_runtime.priority import Precedence
 from outpost_runtime.sessions import Session
+from outpost_runtime.tensors import Allocate
 from outpost_runtime.text import prefix_file
 from outpost_runtime.text.adapter_shelf import AdapterShelf, ShelvedAdapter
 from outpost_runtime.text.chat import ChatTemplate, Message
@@ -34,6 +37,7 @@ class TextModel:
         open_session: Opens a graph of the bundle by its file name.
         limits: What it may take of this machine.
         precedence: What its engine knows of other models' engines.
+        allocate: Of what its sessions bind.
 
     Raises:
         BundleError: A file of the bundle is not what it should be.
@@ -47,6 +51,7 @@ class TextModel:
         open_session: Callable[[str], Session],
         limits: TextLimits,
         precedence: Precedence | None = None,
+        allocate: Allocate = np.zeros,
     ) -> None:
         self.bundle = bundle
         self.interface = interface
@@ -54,14 +59,11 @@ class TextModel:
         self._template = _template(bundle, interface)
         self.sampling = _default_sampling(bundle, interface)
         self._session = open_session(interface.model)
-        plan = plan_memory(
-            limits,
-            bytes_per_token=key_value_bytes_per_token(self._session),
-            row_tokens=interface.context_length,
-        )
-        self.decoder = Decoder(
-            self._session, rows=plan.rows, max_length=interface.context_length, blocks=plan.blocks
-        )
+        try:
+            self.decoder = _decoder(self._session, interface.context_length, limits, allocate)
+        except BaseException:
+            self._session.close()  # or its process would go on, and be started again
+            raise
         self.engine = TextEngine(
             self.decoder,
             decode_text=self.tokenizer.decode,
@@ -78,6 +80,7 @@ class TextModel:
             self.decoder,
             lambda: open_session(interface.adapters.model if interface.adapters else ""),
             capacity=limits.adapters,
+            allocate=allocate,
         )
         self._constraints = ConstraintCompiler(
             lambda: bundle.read(interface.tokenizer),
@@ -154,6 +157,17 @@ class TextModel:
                 f"at most {MAX_TEXT_CHARACTERS:,} are read."
             )
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+
+def _decoder(
+    session: Session, context_length: int, limits: TextLimits, allocate: Allocate
+) -> Decoder:
+    plan = plan_memory(
+        limits, bytes_per_token=key_value_bytes_per_token(session), row_tokens=context_length
+    )
+    return Decoder(
+        session, rows=plan.rows, max_length=context_length, blocks=plan.blocks, allocate=allocate
+    )
 
 
 def _template(bundle: Bundle, interface: TextInterface) -> ChatTemplate | None:

@@ -1,0 +1,187 @@
+"""A text model in a process of its own: the same tokens, and a crash that only it notices."""
+
+import dataclasses
+import gc
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
+from outpost_runtime.bundle import read_bundle
+from outpost_runtime.errors import ConfigurationError, UnavailableError
+from outpost_runtime.golden import check, check_loaded_adapter
+from outpost_runtime.models import Models
+from outpost_runtime.opening import ModelSettings, open_model
+from outpost_runtime.store import Store
+from outpost_runtime.tensor.engine import TensorLimits
+from outpost_runtime.text.limits import TextLimits
+from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
+
+from tests.support.answers import Gate, begin, events_of, token_ids
+from tests.support.fixtures import ADAPTERS, DECODER
+from tests.support.processes import children_of, private_bytes_of
+from tests.support.sealed import sealed
+
+BASE = read_bundle(DECODER)
+ONE, TWO = (read_bundle(folder) for folder in ADAPTERS)
+LIMITS = TextLimits(streams=3, memory_bytes=8 << 20, adapters=2)
+HERE = ModelSettings(threads=1, text=LIMITS)
+APART = dataclasses.replace(HERE, apart=True)
+PROMPT = "The gate of press two does not close, whatever we do."
+
+
+@pytest.fixture
+def model():
+    model = open_model(BASE, APART)
+    yield model
+    model.close()
+
+
+def _request(model, prompt=PROMPT, adapter=None, **changes):
+    shelved = model.adapters.get(adapter.manifest.name) if adapter else None
+    return TextRequest(
+        prompt_ids=model.prompt_ids(prompt),
+        sampling=Sampling(),
+        max_new_tokens=changes.pop("max_new_tokens", 24),
+        adapter=shelved and shelved.adapter,
+        **changes,
+    )
+
+
+def _answers(model):
+    """What a model answers alone, and in batches in which rows have an adapter, another, none."""
+    model.load_adapter(ONE)
+    model.load_adapter(TWO)
+    asked = [(None, PROMPT), (ONE, PROMPT), (TWO, "Short."), (None, PROMPT * 2), (ONE, "Grüße")]
+    alone = [token_ids(events_of(model.engine, _request(model, p, a))) for a, p in asked]
+    waiting = [begin(model.engine, _request(model, p, a)) for a, p in asked]
+    return alone, [token_ids(wait()) for wait in waiting]
+
+
+def _until(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert condition()
+
+
+def _kill(session):
+    before = session.process_id
+    os.kill(before, signal.SIGKILL)
+    return lambda: session.process_id not in (None, before)
+
+
+@pytest.mark.parametrize("base", [BASE, sealed(DECODER)], ids=["plain", "sealed"])
+def test_it_gives_the_tokens_that_it_gives_in_this_process(base):
+    here, apart = open_model(BASE, HERE), open_model(base, APART)
+    assert _answers(apart) == _answers(here)
+    assert check(apart) == check(here)
+    for adapter in (ONE, TWO):
+        name = adapter.manifest.name
+        assert check_loaded_adapter(apart, name) == check_loaded_adapter(here, name)
+    here.close()
+    apart.close()
+
+
+def test_a_process_that_is_killed_fails_the_answer_that_it_was_making(model):
+    gate = Gate()
+    model.engine.submit(_request(model), gate)
+    for _ in range(3):
+        gate.events.get(timeout=20)
+        gate.go()
+    os.kill(model._session.process_id, signal.SIGKILL)
+    gate.go(100)
+    while not isinstance(event := gate.events.get(timeout=20), FailEvent | FinishEvent):
+        pass
+    assert isinstance(event, FailEvent)
+    assert isinstance(event.error, UnavailableError)
+
+
+def test_it_comes_back_with_what_was_remembered(model):
+    first = events_of(model.engine, _request(model))
+    back = _kill(model._session)
+    refused = events_of(model.engine, _request(model))
+    assert isinstance(refused[-1].error, UnavailableError)
+    _until(back)
+    again = events_of(model.engine, _request(model))
+    assert token_ids(again) == token_ids(first)
+    assert again[-1].cached_tokens > 16
+
+
+def test_the_death_of_the_process_for_adapters_is_noticed_by_their_answers_only(model):
+    model.load_adapter(ONE)
+    wanted = token_ids(events_of(model.engine, _request(model)))
+    with_adapter = token_ids(events_of(model.engine, _request(model, adapter=ONE)))
+    plain, adapted = Gate(), Gate()
+    model.engine.submit(_request(model), plain)
+    model.engine.submit(_request(model, adapter=ONE), adapted)
+    plain.go(4)
+    adapted.go(3)  # both are in the batch
+    for _ in range(3):
+        adapted.events.get(timeout=20)
+    back = _kill(model.adapters._session._session)
+    plain.go(100)
+    adapted.go(100)
+    assert token_ids(_all(plain)) == wanted
+    assert isinstance(_all(adapted)[-1].error, UnavailableError)
+    _until(back)
+    assert token_ids(events_of(model.engine, _request(model, adapter=ONE))) == with_adapter
+
+
+def _all(gate):
+    events = [gate.events.get(timeout=20)]
+    while not isinstance(events[-1], FailEvent | FinishEvent):
+        events.append(gate.events.get(timeout=20))
+    return events
+
+
+def test_closing_leaves_no_process_no_descriptor_and_no_memory():
+    def left():
+        gc.collect()
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        maps = Path("/proc/self/maps").read_text().count("memfd:")
+        return descriptors, maps, sorted(children_of(os.getpid()))
+
+    before = left()
+    model = open_model(BASE, APART)
+    model.load_adapter(ONE)
+    numbers = {model._session.process_id, model.adapters._session._session.process_id}
+    assert numbers <= set(children_of(os.getpid()))
+    events_of(model.engine, _request(model, adapter=ONE))
+    model.close()
+    del model
+    assert left() == before
+
+
+def test_a_model_that_cannot_be_opened_leaves_no_process():
+    before = children_of(os.getpid())
+    with pytest.raises(ConfigurationError):
+        open_model(BASE, dataclasses.replace(APART, text=TextLimits(memory_bytes=1 << 10)))
+    assert children_of(os.getpid()) == before
+
+
+def test_its_process_counts_and_counts_once_however_often_other_models_may_run_at_once():
+    settings = dataclasses.replace(APART, tensor=TensorLimits(concurrency=4))
+    assert (
+        expected_bytes(BASE, settings) == expected_bytes(BASE, APART) > expected_bytes(BASE, HERE)
+    )
+
+
+def test_what_both_processes_take_is_set_apart_and_given_back(tmp_path):
+    store = Store(tmp_path / "store")
+    store.add(DECODER)
+    store.add(ADAPTERS[0])
+    models = Models(store, lambda _: APART, budget=MemoryBudget(1 << 30))
+    models.load_all()
+    budget = models._budget
+    taken = budget.total - budget.free
+    second = adapter_graph_bytes(BASE, APART)
+    assert taken == expected_bytes(BASE, APART) + second
+    model = models.get("tiny-decoder")
+    numbers = model._session.process_id, model.adapters._session._session.process_id
+    assert sum(map(private_bytes_of, numbers)) < taken
+    models.unload("tiny-decoder").result()
+    assert budget.free == budget.total
+    models.close()

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from outpost_runtime import golden
 from outpost_runtime.interface import TextInterface
-from outpost_runtime.opening import open_model
+from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.token_table import with_table
 
 from tests.support import checkpoints
@@ -31,6 +33,10 @@ def test_quantized_decoders(tmp_path, target):
         for b in (plain, bundle)
     )
     assert np.array_equal(Batch(one, 3).answer(prompts)[1], Batch(other, 3).answer(prompts)[1])
+    for each in (plain, bundle):
+        model = open_model(each, ModelSettings(apart=True, text=TextLimits(streams=1)))
+        golden.check(model)
+        model.close()
 
 
 def test_quantized_encoders(tmp_path):

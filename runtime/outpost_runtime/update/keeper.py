@@ -34,10 +34,11 @@ from outpost_runtime.models import Models
 from outpost_runtime.opening import Model
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
-from outpost_runtime.update.activation import Change, ProbationLimits
+from outpost_runtime.update.activation import Change
 from outpost_runtime.update.gate import GateLimits, examine, resident_bytes
 from outpost_runtime.update.probation import ProbationWatch, bases, going_back
 from outpost_runtime.update.slots import Behaviour, Candidate, Slot
+from outpost_runtime.update.verdict import ProbationLimits
 
 _LOG = logging.getLogger(__name__)
 _EVERY_SECONDS = 1.0

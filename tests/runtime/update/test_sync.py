@@ -16,7 +16,8 @@ from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.alone import pass_gates
 from outpost_runtime.update.fetch.failover import FailoverFetcher
-from outpost_runtime.update.release import Rollout, block_path
+from outpost_runtime.update.offer import Rollout
+from outpost_runtime.update.release import block_path
 from outpost_runtime.update.reporting import report
 from outpost_runtime.update.sources import Sources
 from outpost_runtime.update.sync import Wishes, _alone, repair, sync

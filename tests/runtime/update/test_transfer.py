@@ -12,17 +12,13 @@ from pathlib import Path
 import pytest
 from outpost_runtime.errors import FetchError, NotFoundError, StoreError, TrustError
 from outpost_runtime.update.blocks import BlockStore
+from outpost_runtime.update.delta_index import delta_path, encode_delta_index
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.fetch.folder import FolderFetcher
 from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.retry import RetryingFetcher
 from outpost_runtime.update.planning import Holdings, plan_update
-from outpost_runtime.update.release import (
-    DeltaReference,
-    block_path,
-    delta_path,
-    encode_delta_index,
-)
+from outpost_runtime.update.release import DeltaReference, block_path
 from outpost_runtime.update.transfer import GROUP, read_delta_index, transfer
 
 from tests.support.http_server import HttpServer, cut_after, ignores_range, status

@@ -2,7 +2,7 @@
 
 import pytest
 from outpost_runtime.errors import FetchError, OutpostError, StoreError, TrustError
-from outpost_runtime.update.release import Offer
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.trust import (
     MAX_ROOT_BYTES,
     MAX_SNAPSHOT_BYTES,

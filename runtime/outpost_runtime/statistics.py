@@ -3,9 +3,11 @@
 import copy
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from outpost_runtime.errors import DeadlineError, InvalidInputError
+from outpost_runtime.latency import Histograms, Wait
 
 
 @dataclass(slots=True)
@@ -37,8 +39,6 @@ class Snapshot:
     Attributes:
         last_inference: Milliseconds since 1970; 0 is never.
         inference_count: Rows of successful requests.
-        units: What was computed for them: tokens of texts that were read or generated, else rows.
-        busy_ns: Nanoseconds that the model ran, whoever it was for.
         blameless: Failed requests that are nobody's fault but time's or the caller's.
         execution_count: Runs.
         success: Successful requests, from their arrival to their answer.
@@ -49,8 +49,6 @@ class Snapshot:
 
     last_inference: int = 0
     inference_count: int = 0
-    units: int = 0
-    busy_ns: int = 0
     blameless: int = 0
     execution_count: int = 0
     success: Duration = field(default_factory=Duration)
@@ -77,6 +75,7 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot()
+        self._waits: Histograms = {}
 
     def ran(self, rows: int, times: RunTimes) -> None:
         """Take in a run."""
@@ -86,25 +85,15 @@ class Statistics:
             batch = self._now.batches.setdefault(rows, BatchStatistics())
             _add(batch, times)
 
-    def succeeded(
-        self,
-        rows: int,
-        *,
-        total: float,
-        queue: float,
-        times: RunTimes,
-        units: int | None = None,
-    ) -> None:
+    def succeeded(self, rows: int, *, total: float, queue: float, times: RunTimes) -> None:
         """Take in a request that was answered.
 
         Args:
-            units: Tokens that were read or generated, if it is a text.
             total: Seconds from its arrival to its answer.
             queue: Seconds that it waited for its run.
         """
         with self._lock:
             self._now.inference_count += rows
-            self._now.units += rows if units is None else units
             self._now.success.add(total)
             self._now.queue.add(queue)
             _add(self._now, times)
@@ -115,10 +104,15 @@ class Statistics:
             self._now.fail.add(total)
             self._now.blameless += isinstance(error, DeadlineError | InvalidInputError)
 
-    def worked(self, seconds: float) -> None:
-        """Take in time that the model ran."""
+    def waited(self, wait: Wait) -> None:
+        """Take in what a client waited for."""
         with self._lock:
-            self._now.busy_ns += round(seconds * 1e9)
+            self._waits.setdefault(wait.alike, Counter())[wait.step] += 1
+
+    def waits(self) -> Histograms:
+        """Return what was waited for, and how long."""
+        with self._lock:
+            return {alike: Counter(steps) for alike, steps in self._waits.items()}
 
     def snapshot(self) -> Snapshot:
         """Return what has been counted."""

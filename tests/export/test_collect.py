@@ -13,7 +13,7 @@ from outpost_export.publishing.publication import Order, Warehouse
 from outpost_export.publishing.publish import changing, publish
 from outpost_runtime.errors import BusyError, TrustError
 from outpost_runtime.update.blocks import BlockStore
-from outpost_runtime.update.release import delta_path
+from outpost_runtime.update.delta_index import delta_path
 
 from tests.support.power_switch import power_cut
 from tests.support.releases import missing, tuned, weights, write_bundle

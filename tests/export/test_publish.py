@@ -15,14 +15,11 @@ from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BundleError, BusyError, TrustError
 from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.coding import decode
+from outpost_runtime.update.delta_index import delta_path, parse_delta_index
 from outpost_runtime.update.encryption import unseal
 from outpost_runtime.update.making import make_block
-from outpost_runtime.update.release import (
-    Rollout,
-    delta_path,
-    encode_release,
-    parse_delta_index,
-)
+from outpost_runtime.update.offer import Rollout
+from outpost_runtime.update.release import encode_release
 
 from tests.support.fixtures import ADAPTERS, DECODER
 from tests.support.power_switch import power_cut

@@ -14,14 +14,8 @@ from outpost_export.publishing.signing import Lifetimes
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import BusyError, NotFoundError, TrustError
 from outpost_runtime.update.metadata import Metadata
-from outpost_runtime.update.release import (
-    Block,
-    Offer,
-    Release,
-    ReleasedFile,
-    Rollout,
-    encode_release,
-)
+from outpost_runtime.update.offer import Offer, Rollout
+from outpost_runtime.update.release import Block, Release, ReleasedFile, encode_release
 from outpost_runtime.update.trust import read_root
 from outpost_runtime.update.trust_store import TrustStore
 from securesystemslib.signer import CryptoSigner

@@ -13,19 +13,11 @@ from outpost_runtime.update.content_keys import (
     wrap_content_key,
     wrapped_key_path,
 )
+from outpost_runtime.update.delta_index import Delta, DeltaIndex, delta_path, encode_delta_index
 from outpost_runtime.update.encryption import seal
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.offers import SignedOffer
-from outpost_runtime.update.release import (
-    Delta,
-    DeltaIndex,
-    DeltaReference,
-    Offer,
-    Release,
-    block_path,
-    delta_path,
-    encode_delta_index,
-    encode_release,
-)
+from outpost_runtime.update.release import DeltaReference, Release, block_path, encode_release
 from outpost_runtime.update.sources import Sources
 from outpost_runtime.update.sync import Outcome, Wishes, sync
 

@@ -23,8 +23,8 @@ from outpost_runtime.update.metadata import (
     Targets,
     Timestamp,
 )
+from outpost_runtime.update.offer import Offer, encode_offer, release_path
 from outpost_runtime.update.offers import SignedOffer
-from outpost_runtime.update.release import Offer, encode_offer, release_path
 from outpost_runtime.update.trust import FAMILY_ROLE, delegation
 from securesystemslib.signer import CryptoSigner
 

@@ -9,9 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 from outpost_runtime.bundle import Bundle, describe_file, read_bundle, write_manifest
 from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.coding import decode
+from outpost_runtime.update.delta_index import delta_path, parse_delta_index
 from outpost_runtime.update.encryption import unseal
 from outpost_runtime.update.making import make_block
-from outpost_runtime.update.release import Block, Release, delta_path, parse_delta_index
+from outpost_runtime.update.release import Block, Release
 
 from tests.support.fixtures import CLASSIFIER
 

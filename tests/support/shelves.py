@@ -6,7 +6,8 @@ from pathlib import Path
 
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import TrustError
-from outpost_runtime.update.release import Offer, Release, parse_release, release_path
+from outpost_runtime.update.offer import Offer, release_path
+from outpost_runtime.update.release import Release, parse_release
 
 
 class ToyShelf:

@@ -9,14 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from outpost_runtime.errors import TrustError
-from outpost_runtime.update.release import (
-    Block,
-    Delta,
-    DeltaIndex,
-    Release,
-    ReleasedFile,
-    block_path,
-)
+from outpost_runtime.update.delta_index import Delta, DeltaIndex
+from outpost_runtime.update.release import Block, Release, ReleasedFile, block_path
 
 from tests.support.sources import noise
 

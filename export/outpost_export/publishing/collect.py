@@ -14,12 +14,8 @@ from pathlib import Path
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.documents import canonical_json, parse_json_object
 from outpost_runtime.errors import InvalidInputError, TrustError
-from outpost_runtime.update.release import (
-    MAX_RELEASE_BYTES,
-    block_path,
-    delta_path,
-    parse_delta_index,
-)
+from outpost_runtime.update.delta_index import delta_path, parse_delta_index
+from outpost_runtime.update.release import MAX_RELEASE_BYTES, block_path
 
 from outpost_export.errors import PublishError
 from outpost_export.publishing.publish import changing

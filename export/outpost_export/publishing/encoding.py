@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from outpost_runtime.errors import StoreError, TrustError
 from outpost_runtime.update.coding import decode, encode_delta, encode_plain, encode_zstd
+from outpost_runtime.update.delta_index import Delta
 from outpost_runtime.update.encryption import seal, sealed_size, unseal
-from outpost_runtime.update.release import Block, Delta
+from outpost_runtime.update.release import Block
 
 from outpost_export.publishing.cutting import Cut
 

@@ -5,14 +5,9 @@ from dataclasses import dataclass, field
 
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.update.content_keys import content_key_id
-from outpost_runtime.update.release import (
-    Block,
-    Delta,
-    DeltaIndex,
-    Offer,
-    Release,
-    encode_delta_index,
-)
+from outpost_runtime.update.delta_index import Delta, DeltaIndex, encode_delta_index
+from outpost_runtime.update.offer import Offer
+from outpost_runtime.update.release import Block, Release
 
 from outpost_export.publishing.cutting import Cut
 from outpost_export.publishing.encoding import Encoded, partners

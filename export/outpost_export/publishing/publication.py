@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from outpost_runtime.update.release import Offer, Rollout
+from outpost_runtime.update.offer import Offer, Rollout
 
 from outpost_export.publishing.shelf import Blocks, Shelf
 

@@ -24,15 +24,15 @@ from outpost_runtime.errors import BusyError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.manifest import MANIFEST_NAME
 from outpost_runtime.update.content_keys import content_key_id
+from outpost_runtime.update.delta_index import delta_path
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.release import (
     MAX_RELEASE_BYTES,
     Base,
     Block,
     DeltaReference,
-    Offer,
     Release,
     ReleasedFile,
-    delta_path,
     encode_release,
 )
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.update.blocks import BlockStore
-from outpost_runtime.update.release import Offer, Rollout
+from outpost_runtime.update.offer import Offer, Rollout
 from rich.console import Console
 from rich.table import Table
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from outpost_runtime.errors import NotFoundError
 from outpost_runtime.update.metadata import TargetFile, Targets
+from outpost_runtime.update.offer import Offer, Rollout, encode_offer, release_path
 from outpost_runtime.update.offers import SignedOffer, choice, verified_release
-from outpost_runtime.update.release import Offer, Rollout, encode_offer, release_path
 
 from outpost_export.errors import PublishError
 from outpost_export.publishing.repository import Repository

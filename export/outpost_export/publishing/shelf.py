@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from outpost_runtime.update.release import Offer, Release
+from outpost_runtime.update.offer import Offer
+from outpost_runtime.update.release import Release
 
 
 class Shelf(Protocol):

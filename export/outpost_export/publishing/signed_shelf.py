@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from outpost_runtime.errors import TrustError
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.offers import SignedOffer, verified_release
-from outpost_runtime.update.release import Offer, Release
+from outpost_runtime.update.release import Release
 
 from outpost_export.publishing.releases import add_release, offers
 from outpost_export.publishing.repository import Repository

@@ -186,8 +186,8 @@ def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
 
 
 def _limits(policy: "UpdatePolicy") -> "KeeperLimits":
-    from outpost_runtime.update.activation import ProbationLimits  # noqa: PLC0415
     from outpost_runtime.update.keeper import KeeperLimits  # noqa: PLC0415
+    from outpost_runtime.update.verdict import ProbationLimits  # noqa: PLC0415
 
     return KeeperLimits(probation=ProbationLimits(seconds=policy.probation_seconds))
 

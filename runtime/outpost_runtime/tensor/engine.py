@@ -109,6 +109,7 @@ class TensorEngine:
         self._per_token = _per_token(session.outputs) if shape.padded else frozenset()
         self._run_seconds = 0.01
         self._running = 0
+        self._work_ahead = 0
         self._changed = threading.Condition()
         self._closing = False
         self._threads = [
@@ -160,6 +161,8 @@ class TensorEngine:
                 self._batcher.submit(job)
             except BusyError as error:
                 raise self._busy(error) from None
+            self._work_ahead += job.size
+            job.work = self._work_ahead
             self._seat.begin(priority)
             self._changed.notify()  # of the workers; while it is closing, nobody comes here
         job.future.add_done_callback(lambda _: self._ended(job))
@@ -247,6 +250,7 @@ class TensorEngine:
         with self._changed:
             if job.future.cancelled():
                 self._batcher.withdraw([job])
+            self._work_ahead -= job.size
             self._seat.end(job.priority)
             self._tell_waiting()
 
@@ -288,6 +292,7 @@ class TensorEngine:
         for job in late:
             error = DeadlineError("The deadline passed before the model could run.")
             self.statistics.failed(now - job.since, error)
+            self._waited(job, now)
             _fail(job, error)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
@@ -307,12 +312,16 @@ class TensorEngine:
         now = time.monotonic()
         self._run_seconds += _WEIGHT * (now - began - self._run_seconds)
         self.statistics.ran(sum(job.rows for job in jobs), times)
-        self.statistics.worked(now - began)
         for job, part in zip(jobs, outputs, strict=True):
             self.statistics.succeeded(
                 job.rows, total=now - job.since, queue=began - job.since, times=times
             )
+            self._waited(job, now)
             job.future.set_result(part)
+
+    def _waited(self, job: Job, now: float) -> None:
+        if job.priority is Priority.INTERACTIVE:
+            self.statistics.waited(job.waited(now))
 
     def _run(self, jobs: Sequence[Job]) -> tuple[list[Outputs], RunTimes]:
         began = time.monotonic()

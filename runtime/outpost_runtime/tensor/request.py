@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from outpost_runtime.latency import Figure, Wait
 from outpost_runtime.priority import Priority
 from outpost_runtime.tensors import Array
 
@@ -35,6 +36,7 @@ class Job:
         rows: Of the batch dimension; 1 for models that have none.
         length: Of the dimension that is filled up, or 0.
         since: When it was submitted, of ``time.monotonic``.
+        work: Numbers in the inputs that waited or ran when it came, its own included.
         deadline: After which nobody waits for it, of ``time.monotonic``.
     """
 
@@ -46,4 +48,14 @@ class Job:
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
     sequence: SequenceStep | None = None
+    work: int = 0
     future: "Future[Outputs]" = field(default_factory=Future)
+
+    @property
+    def size(self) -> int:
+        """Numbers in its inputs."""
+        return sum(array.size for array in self.feeds.values())
+
+    def waited(self, now: float) -> Wait:
+        """Return how long it has waited by ``now``, and for how much."""
+        return Wait(figure=Figure.CALL, beside=0, work=self.work, seconds=now - self.since)

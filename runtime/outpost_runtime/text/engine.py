@@ -15,7 +15,7 @@ itself ends what it was doing, and it begins afresh.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,7 +32,8 @@ from outpost_runtime.errors import (
     OutpostError,
     UnavailableError,
 )
-from outpost_runtime.priority import LOOK_AGAIN, Precedence
+from outpost_runtime.latency import Wait
+from outpost_runtime.priority import LOOK_AGAIN, Precedence, Priority
 from outpost_runtime.statistics import RunTimes, Statistics
 from outpost_runtime.text.answer import Answer, acceptable
 from outpost_runtime.text.assembler import Decode
@@ -49,6 +50,7 @@ from outpost_runtime.text.request import (
 )
 from outpost_runtime.text.runner import Runner
 from outpost_runtime.text.scheduler import PATIENCE_SECONDS, Scheduler, Sequence, Step
+from outpost_runtime.text.waits import Ahead, ahead, first_token, waits
 
 _LOG = logging.getLogger(__name__)
 _SHORTEST_RETRY_SECONDS = 0.5
@@ -67,6 +69,7 @@ class Generation:
     sink: Sink
     answer: Answer
     drafter: Drafter | None
+    ahead: Ahead = field(default_factory=Ahead)
     started: float | None = None
     first_token: float | None = None
     cached: int = 0
@@ -169,6 +172,7 @@ class TextEngine:
                 raise UnavailableError("The model is being closed.", hint="Try again in a moment.")
             if request.adapter is not None and request.adapter.retired:
                 raise NotFoundError(f"The adapter '{request.adapter.name}' has been unloaded.")
+            generation.ahead = ahead(self._generations)
             try:
                 self._scheduler.submit(generation.sequence)
             except BusyError as error:
@@ -310,9 +314,7 @@ class TextEngine:
                 self._hand_over()
                 step = self._next_step()
                 if step is not None:
-                    began = time.monotonic()
                     self._take(step)
-                    self.statistics.worked(time.monotonic() - began)
             except Exception:  # noqa: BLE001 - a fault of ours must not leave clients hanging
                 _LOG.exception("the text engine failed; it begins afresh")
                 self._restart()
@@ -477,16 +479,19 @@ class TextEngine:
         total = time.monotonic() - generation.sequence.since
         if isinstance(event, FailEvent):
             self.statistics.failed(total, event.error)
+            if isinstance(event.error, DeadlineError) and generation.first_token is None:
+                read = len(generation.sequence.request.prompt_ids) - generation.cached
+                self._waited(generation, [first_token(generation.ahead, read, total)])
             return
         times = RunTimes(compute_infer=event.prefill_seconds + event.decode_seconds)
         self.statistics.ran(1, times)
-        self.statistics.succeeded(
-            1,
-            total=total,
-            queue=event.queue_seconds,
-            times=times,
-            units=event.generated_tokens + event.prompt_tokens - event.cached_tokens,
-        )
+        self.statistics.succeeded(1, total=total, queue=event.queue_seconds, times=times)
+        self._waited(generation, waits(generation.ahead, event, others=len(self._generations) - 1))
+
+    def _waited(self, generation: Generation, found: Iterable[Wait]) -> None:
+        if generation.sequence.request.priority is Priority.INTERACTIVE:
+            for wait in found:
+                self.statistics.waited(wait)
 
     def _hand_over(self) -> None:
         made, self._made = self._made, []

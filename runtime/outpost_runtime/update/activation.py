@@ -14,7 +14,6 @@ Rules:
 4. Going back needs no network, no key and nobody.
 """
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,32 +40,6 @@ class Change:
 
     slots: Mapping[str, Slot]
     events: tuple[Event, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbationLimits:
-    """When a bundle on probation is committed, and when it goes back.
-
-    Attributes:
-        seconds: How long it is watched.
-        enough: Requests below which figures say nothing.
-        failures: Share of failed requests that is always tolerated.
-        slower: How many times the running time per unit of the bundle before is tolerated; right
-            after a swap, the last answers of that one take their share of the same cores.
-    """
-
-    seconds: int = 600
-    enough: int = 20
-    failures: float = 0.05
-    slower: float = 3.0
-
-
-class Verdict(enum.Enum):
-    """What becomes of a bundle on probation."""
-
-    WATCH = enum.auto()
-    COMMIT = enum.auto()
-    BACK = enum.auto()
 
 
 def stage(name: str, slot: Slot, candidate: Candidate, now: int) -> Change:
@@ -162,30 +135,6 @@ def end(name: str, slot: Slot, watched: int) -> Change | None:
     return Change(slots={name: replace(slot, probation=probation)}, events=())
 
 
-def judge(
-    probation: Probation, seen: Behaviour, watched: float, limits: ProbationLimits
-) -> tuple[Verdict, str]:
-    """Say what becomes of a bundle on probation, and why.
-
-    Args:
-        seen: How it has done in this server.
-        watched: Seconds that this server has served it, by a clock that nobody sets.
-    """
-    total = seen.requests + seen.failures
-    if total >= limits.enough:
-        share, usual = seen.failures / total, _failure_share(probation.before)
-        if share > max(limits.failures, 2 * usual):
-            return Verdict.BACK, f"{share:.0%} of {total} requests failed."
-        pace, before = _pace(seen), _pace(probation.before)
-        if before and pace > limits.slower * before:
-            times = pace / before
-            return Verdict.BACK, f"It takes {times:.1f} times as long as the bundle before it."
-    seconds = probation.watched + watched
-    if seconds >= limits.seconds:
-        return Verdict.COMMIT, f"{total} requests in {seconds:.0f} s."
-    return Verdict.WATCH, ""
-
-
 def commit(name: str, slot: Slot, reason: str, now: int) -> Change:
     """Trust the active bundle."""
     return _change(name, replace(slot, probation=None), now, "committed", slot.active, reason)
@@ -262,15 +211,6 @@ def together(changes: Sequence[Change]) -> Change | None:
         return None
     slots = {name: slot for change in changes for name, slot in change.slots.items()}
     return Change(slots=slots, events=tuple(e for change in changes for e in change.events))
-
-
-def _failure_share(seen: Behaviour) -> float:
-    total = seen.requests + seen.failures
-    return seen.failures / total if total else 0.0
-
-
-def _pace(seen: Behaviour) -> float:
-    return seen.seconds / seen.units if seen.units else 0.0
 
 
 def _refused(slot: Slot, bundle: str, reason: str, now: int) -> tuple[Refusal, ...]:

@@ -3,7 +3,7 @@
 In one round:
 
 1. What somebody else has made active (``outpost add``, ``outpost rollback``) is served.
-2. Candidates are put through the gate, a base together with its adapters, and served.
+2. Candidates are put through the gate and served, a base together with its adapters: :mod:`trial`.
 3. Bundles on probation are judged by how they do.
 
 Only one process at a time moves slots: the one that holds ``STORE/.keeper``. Decisions are made
@@ -16,34 +16,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
-from outpost_runtime import golden
-from outpost_runtime.bundle import Bundle, verify
-from outpost_runtime.errors import (
-    BundleError,
-    ExecutionError,
-    InvalidInputError,
-    NotFoundError,
-    OutpostError,
-    UnsupportedError,
-)
+from outpost_runtime.errors import NotFoundError, OutpostError
 from outpost_runtime.models import Models
-from outpost_runtime.opening import Model
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
-from outpost_runtime.update.activation import Change, ProbationLimits
-from outpost_runtime.update.gate import GateLimits, examine, resident_bytes
+from outpost_runtime.update.activation import Change
+from outpost_runtime.update.gate import GateLimits
 from outpost_runtime.update.probation import ProbationWatch, bases, going_back
-from outpost_runtime.update.slots import Behaviour, Candidate, Slot
+from outpost_runtime.update.slots import Slot
+from outpost_runtime.update.trial import ITS_OWN_FAULT, Trials
+from outpost_runtime.update.verdict import ProbationLimits
 
 _LOG = logging.getLogger(__name__)
 _EVERY_SECONDS = 1.0
-_AGAIN_SECONDS = 60.0
-_ITS_OWN_FAULT = (BundleError, ExecutionError, InvalidInputError, UnsupportedError)
-"""What a candidate is refused for; whatever else happens is the box's, and it may try again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,15 +65,23 @@ class Keeper:
         self._models = models
         self._limits = limits or KeeperLimits()
         self._clock = clock
-        self._monotonic = monotonic
         self._watch = ProbationWatch(
             store, models, self._limits.probation, clock=clock, monotonic=monotonic
+        )
+        self._stop = threading.Event()
+        self._trials = Trials(
+            store,
+            models,
+            self._limits.gate,
+            behaviour=self._watch.behaviour,
+            moved=self._note_active,
+            clock=clock,
+            monotonic=monotonic,
+            stop=self._stop,
         )
         self._lock: int | None = None
         self._begun: dict[str, str] = {}
         self._active: dict[str, str | None] = {}
-        self._next_try: dict[Candidate, float] = {}
-        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
@@ -117,7 +114,7 @@ class Keeper:
         self._follow()
 
     def _is_at_fault(self, name: str, base: str | None) -> bool:
-        if not isinstance(self._models.unopened.get(name), _ITS_OWN_FAULT):
+        if not isinstance(self._models.unopened.get(name), ITS_OWN_FAULT):
             return False
         return base is None or base in {model.bundle.digest for model in self._models}
 
@@ -157,8 +154,9 @@ class Keeper:
         slots = self._store.slots()
         if any(slot.candidate for slot in slots.values()):
             for names in activation.moving_together(slots, bases(self._store, slots)):
-                if self._may_try(slots[names[0]]):
-                    self._try_out({name: slots[name] for name in names})
+                if self._trials.is_due(slots[names[0]]):
+                    for name in self._trials.try_out({name: slots[name] for name in names}):
+                        self._served(name)
         self._watch.judge()
 
     def _rounds(self) -> None:
@@ -198,81 +196,8 @@ class Keeper:
         self._models.replace(name, bundle, loaded, lambda _: None)
         _LOG.info("serving %s (%s)", name, bundle.digest[:12])
 
-    def _may_try(self, slot: Slot) -> bool:
-        candidate, now = _candidate(slot), self._monotonic()
-        if now < self._next_try.get(candidate, now):
-            return False
-        self._next_try[candidate] = now + _AGAIN_SECONDS
-        return True
-
-    def _try_out(self, chosen: Mapping[str, Slot]) -> None:
-        """Put candidates through the gate: a base and its adapters, or one adapter."""
-        shown = ", ".join(chosen)
-        try:
-            self._pass_gate(chosen)
-        except _ITS_OWN_FAULT as error:
-            _LOG.error("the candidate of %s is refused: %s", shown, error)
-            self._store.change(partial(self._refusing, chosen, error.message))
-        except OutpostError as error:
-            _LOG.warning("the candidate of %s has to wait: %s", shown, error)
-
-    def _pass_gate(self, chosen: Mapping[str, Slot]) -> None:
-        here = {n: s for n, s in chosen.items() if _candidate(s).bundle == s.active}
-        if here:  # published again: a higher counter is all that is new
-            self._activate(here)
-            return  # what comes with it is on its own in the next round
-        candidates = {name: _candidate(slot) for name, slot in chosen.items()}
-        bundles = {name: self._store.bundle(c.bundle) for name, c in candidates.items()}
-        first = next(iter(chosen))
-        base = candidates[first].with_base
-        if base is None:
-            self._replace(first, bundles, chosen)
-        else:
-            self._replace_adapter(first, bundles[first], self._store.bundle(base), chosen)
-        for name in chosen:
-            self._served(name)
-
-    def _replace(
-        self, name: str, bundles: Mapping[str, Bundle], chosen: Mapping[str, Slot]
-    ) -> None:
-        adapters = [each for each in bundles if each != name]
-        before = resident_bytes()
-
-        def accept(model: Model) -> None:
-            examine(
-                model,
-                adapters,
-                expected_bytes=self._models.expected_bytes(name, bundles[name], adapters),
-                bytes_before=before,
-                limits=self._limits.gate,
-                stop=self._stop,
-            )
-            self._activate(chosen)
-
-        self._models.replace(name, bundles[name], [bundles[a] for a in adapters], accept)
-
-    def _replace_adapter(
-        self, name: str, adapter: Bundle, base: Bundle, chosen: Mapping[str, Slot]
-    ) -> None:
-        verify(adapter)
-        with self._models.memory_for(f"gate of {name}", base.manifest.memory_bytes):
-            golden.check_adapter(adapter, base)
-        self._activate(chosen)
-        if base.digest in {model.bundle.digest for model in self._models.texts()}:
-            self._models.load(name)
-
-    def _activate(self, chosen: Mapping[str, Slot]) -> None:
-        seen = {name: self._watch.behaviour(name) or Behaviour() for name in chosen}
-        now = int(self._clock())
-
-        def decide(slots: dict[str, Slot]) -> Change:
-            current = {name: slots.get(name, Slot()) for name in chosen}
-            if any(slot.candidate != chosen[name].candidate for name, slot in current.items()):
-                raise NotFoundError("The candidate has gone or changed while it was tried.")
-            return activation.activate(current, now, seen)
-
-        self._store.change(decide)
-        for name in chosen:
+    def _note_active(self, names: Collection[str]) -> None:
+        for name in names:
             self._active[name] = self._store.slot(name).active
 
     def _counted(self, name: str, change: Change | None) -> Change | None:
@@ -317,28 +242,10 @@ class Keeper:
         except OutpostError as error:
             _LOG.error("%s", error)
 
-    def _refusing(
-        self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]
-    ) -> Change | None:
-        still = {  # another candidate may wait by now, which nobody has tried
-            name: slots[name]
-            for name, slot in chosen.items()
-            if name in slots and slots[name].candidate == slot.candidate
-        }
-        now = int(self._clock())
-        return activation.together(
-            [activation.refuse(name, slot, reason, now) for name, slot in still.items()]
-        )
-
 
 def _ending(name: str, bundle: str, seconds: int, slots: dict[str, Slot]) -> Change | None:
     slot = slots.get(name, Slot())
     return activation.end(name, slot, seconds) if slot.active == bundle else None
-
-
-def _candidate(slot: Slot) -> Candidate:
-    assert slot.candidate is not None  # noqa: S101 - it moves
-    return slot.candidate
 
 
 def _try_lock(store: Store) -> int | None:

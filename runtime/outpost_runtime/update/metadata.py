@@ -31,7 +31,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # it marks no name
 )
 
 from outpost_runtime.errors import TrustError
-from outpost_runtime.update.release import MAX_COUNTER
+from outpost_runtime.update.signed_fields import MAX_COUNTER
 
 __all__ = [
     "FOREIGN",

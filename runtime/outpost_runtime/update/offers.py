@@ -23,14 +23,8 @@ from outpost_runtime.update.metadata import (
     is_digest,
     whole,
 )
-from outpost_runtime.update.release import (
-    MAX_RELEASE_BYTES,
-    Offer,
-    Release,
-    parse_offer,
-    parse_release,
-    release_path,
-)
+from outpost_runtime.update.offer import Offer, parse_offer, release_path
+from outpost_runtime.update.release import MAX_RELEASE_BYTES, Release, parse_release
 from outpost_runtime.update.seen import check_fresh
 
 _OTHERS = "Have it published for this box; nothing was changed."

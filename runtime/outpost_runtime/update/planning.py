@@ -17,13 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from outpost_runtime.errors import StoreError
-from outpost_runtime.update.release import (
-    Block,
-    Delta,
-    DeltaIndex,
-    DeltaReference,
-    Release,
-)
+from outpost_runtime.update.delta_index import Delta, DeltaIndex
+from outpost_runtime.update.release import Block, DeltaReference, Release
 
 WORKERS = 2
 """Most blocks that are under way at once; so many deltas lie beside what they make.

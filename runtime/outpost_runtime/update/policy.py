@@ -24,6 +24,8 @@ from outpost_runtime.documents import Reader
 
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DAY = 24 * 60
+_SLOWEST_MEGABITS = 0.01
+"""Below it servers would hang up; see ``fetch/throttle.py``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +119,8 @@ def read_policy(reader: Reader) -> UpdatePolicy:
         mirrors=reader.boolean("mirrors", default=default.mirrors),
         probation_seconds=int(60 * _positive(reader, "probation_minutes", 10)),
     )
-    if speed is not None and speed <= 0:
-        raise reader.fault("megabits_per_second", "must be more than 0")
+    if speed is not None and speed < _SLOWEST_MEGABITS:
+        raise reader.fault("megabits_per_second", f"must be {_SLOWEST_MEGABITS:g} or more")
     reader.end()
     return policy
 

@@ -2,16 +2,35 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from outpost_runtime.errors import OutpostError, StoreError
+from outpost_runtime.latency import Histograms, usual_waits
 from outpost_runtime.models import Models
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
-from outpost_runtime.update.activation import Change, ProbationLimits, Verdict
+from outpost_runtime.update.activation import Change
 from outpost_runtime.update.slots import Behaviour, Slot
+from outpost_runtime.update.verdict import ProbationLimits, Verdict, judge
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """What a model's engine has counted, all in all."""
+
+    requests: int = 0
+    failures: int = 0
+    waits: Histograms = field(default_factory=dict)
+
+    def after(self, before: "_Seen") -> Behaviour:
+        """Return what came after ``before``."""
+        return Behaviour(
+            requests=self.requests - before.requests,
+            failures=self.failures - before.failures,
+            waits=usual_waits(self.waits, before.waits),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +39,7 @@ class _Watched:
 
     bundle: str
     since: float
-    baseline: Behaviour
+    baseline: _Seen
 
 
 class ProbationWatch:
@@ -52,24 +71,15 @@ class ProbationWatch:
 
         An adapter's is that of its base with all adapters.
         """
-        try:
-            model, _ = self._models.find(name)
-        except OutpostError:
-            return None
-        seen = model.engine.statistics.snapshot()
-        return Behaviour(
-            requests=seen.success.count,
-            failures=seen.fail.count - seen.blameless,
-            seconds=seen.busy_ns / 1e9,
-            units=seen.units,
-        )
+        seen = self._seen(name)
+        return None if seen is None else seen.after(_Seen())
 
     def begin(self, name: str, bundle: str) -> None:
         """Watch a bundle from now on."""
         self._watched[name] = _Watched(
             bundle=bundle,
             since=self._monotonic(),
-            baseline=self.behaviour(name) or Behaviour(),
+            baseline=self._seen(name) or _Seen(),
         )
 
     def judge(self) -> None:
@@ -82,15 +92,15 @@ class ProbationWatch:
             if slot.active is None or slot.probation is None:
                 continue
             watched = self._watched.get(name)
-            seen = self.behaviour(name)
+            seen = self._seen(name)
             if seen is None:
                 continue
             if watched is None or watched.bundle != slot.active:
                 self.begin(name, slot.active)  # it was on probation when this server began
                 continue
             seconds = self._monotonic() - watched.since
-            verdict, reason = activation.judge(
-                slot.probation, _since(watched.baseline, seen), seconds, self._limits
+            verdict, reason = judge(
+                slot.probation, seen.after(watched.baseline), seconds, self._limits
             )
             if verdict is Verdict.BACK and slot.previous is None:
                 continue  # there is nothing to go back to: badly is better than not at all
@@ -103,6 +113,19 @@ class ProbationWatch:
         if found is None or found.bundle != bundle:
             return 0
         return int(self._monotonic() - found.since)
+
+    def _seen(self, name: str) -> _Seen | None:
+        try:
+            model, _ = self._models.find(name)
+        except OutpostError:
+            return None
+        statistics = model.engine.statistics
+        counted = statistics.snapshot()
+        return _Seen(
+            requests=counted.success.count,
+            failures=counted.fail.count - counted.blameless,
+            waits=statistics.waits(),
+        )
 
     def _carry_out(self, verdict: Verdict, name: str, reason: str) -> None:
         now, bundle = int(self._clock()), self._watched[name].bundle
@@ -184,12 +207,3 @@ def bases(store: Store, slots: dict[str, Slot]) -> dict[str, str]:
         if base is not None:
             found[name] = base
     return found
-
-
-def _since(before: Behaviour, now: Behaviour) -> Behaviour:
-    return Behaviour(
-        requests=now.requests - before.requests,
-        failures=now.failures - before.failures,
-        seconds=now.seconds - before.seconds,
-        units=now.units - before.units,
-    )

@@ -7,12 +7,7 @@ from pathlib import Path
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.documents import canonical_json, parse_json_object
 from outpost_runtime.errors import BundleError, InvalidInputError, TrustError
-from outpost_runtime.update.release import (
-    MAX_RELEASE_BYTES,
-    Release,
-    encode_release,
-    parse_release,
-)
+from outpost_runtime.update.release import MAX_RELEASE_BYTES, Release, encode_release, parse_release
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _EXPECTED = "expected.json"

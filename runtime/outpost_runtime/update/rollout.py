@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from outpost_runtime.update.release import Offer, Rollout
+from outpost_runtime.update.offer import Offer, Rollout
 from outpost_runtime.update.slots import Slot
 
 _NUMBERS = re.compile(r"\d+")

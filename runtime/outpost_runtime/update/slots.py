@@ -4,10 +4,12 @@ A slot names up to three bundles: the candidate that has not passed the gate yet
 that is served, and the previous one that it goes back to. :mod:`activation` decides how they move.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
+from outpost_runtime.latency import Figure, UsualWait
 
 MAX_SLOT_BYTES = 1 << 16
 MAX_REFUSALS = 16
@@ -48,14 +50,12 @@ class Behaviour:
     Attributes:
         requests: How many were answered.
         failures: How many failed by the model's or the box's fault.
-        seconds: How long the model ran, for all of them together.
-        units: What the time is divided by: tokens of texts, rows of tensors.
+        waits: How long its clients waited.
     """
 
     requests: int = 0
     failures: int = 0
-    seconds: float = 0.0
-    units: int = 0
+    waits: tuple[UsualWait, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,20 +202,40 @@ def _candidate(reader: Reader) -> Candidate:
 
 
 def _probation(reader: Reader) -> Probation:
-    before = reader.table("before")
     probation = Probation(
         watched=reader.integer("watched"),
         starts=reader.integer("starts"),
-        before=Behaviour(
-            requests=before.integer("requests"),
-            failures=before.integer("failures"),
-            seconds=before.number("seconds"),
-            units=before.integer("units"),
-        ),
+        before=_behaviour(reader.table("before")),
     )
-    before.end()
     reader.end()
     return probation
+
+
+def _behaviour(reader: Reader) -> Behaviour:
+    for of_another_format in ("seconds", "units"):  # of 0.1: running time, which said too little
+        reader.number(of_another_format, 0)
+    behaviour = Behaviour(
+        requests=reader.integer("requests"),
+        failures=reader.integer("failures"),
+        waits=tuple(_waits(reader)),
+    )
+    reader.end()
+    return behaviour
+
+
+def _waits(reader: Reader) -> Iterator[UsualWait]:
+    for table in reader.optional("waits", reader.tables) or ():
+        figure = table.string("figure")
+        if figure not in list(Figure):
+            raise table.fault("figure", f"is '{figure[:40]}', which is none")
+        yield UsualWait(
+            figure=Figure(figure),
+            beside=table.integer("beside"),
+            work=table.integer("work"),
+            count=table.integer("count"),
+            seconds=table.number("seconds"),
+        )
+        table.end()
 
 
 def _refusals(reader: Reader, key: str) -> list[Refusal]:

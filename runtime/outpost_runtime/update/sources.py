@@ -8,7 +8,7 @@ from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.fetch.retry import RetryingFetcher
 from outpost_runtime.update.fetch.sources import open_source
-from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
+from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher, window_under
 from outpost_runtime.update.planning import WORKERS
 from outpost_runtime.update.policy import UpdatePolicy
 
@@ -37,15 +37,18 @@ def open_sources(
     Args:
         locations: URLs or folders, in order.
         mirrors: Addresses of mirrors, which are asked first and trusted for nothing.
-        sleep: Waits before a source is asked again; returning true gives up.
+        sleep: Waits before a source is asked again, and under a bandwidth cap; returning true
+            gives up.
 
     Raises:
         ConfigurationError: A location is of no use.
     """
-    failovers = tuple(_failover((*mirrors, *locations), sleep) for _ in range(WORKERS))
-    if policy.bytes_per_second is None:
+    rate = policy.bytes_per_second
+    window = None if rate is None else window_under(rate)
+    failovers = tuple(_failover((*mirrors, *locations), window, sleep) for _ in range(WORKERS))
+    if rate is None:
         return Sources(fetchers=failovers, failovers=failovers)
-    bandwidth = Bandwidth(policy.bytes_per_second)
+    bandwidth = Bandwidth(rate, sleep=sleep)
     throttled = tuple(ThrottledFetcher(each, bandwidth) for each in failovers)
     return Sources(fetchers=throttled, failovers=failovers)
 
@@ -57,5 +60,8 @@ def mirrors_near_by() -> tuple[str, ...]:
     return tuple(f"http://{address}" for address in find_mirrors())
 
 
-def _failover(locations: Sequence[str], sleep: Callable[[float], object]) -> FailoverFetcher:
-    return FailoverFetcher([RetryingFetcher(open_source(each), sleep=sleep) for each in locations])
+def _failover(
+    locations: Sequence[str], window: int | None, sleep: Callable[[float], object]
+) -> FailoverFetcher:
+    opened = [open_source(each, window=window) for each in locations]
+    return FailoverFetcher([RetryingFetcher(each, sleep=sleep) for each in opened])

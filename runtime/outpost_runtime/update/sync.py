@@ -14,43 +14,36 @@ Nothing that serves is touched. What fails leaves blocks that the next update fi
 import contextlib
 import fcntl
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from outpost_runtime.bundle import verify
 from outpost_runtime.errors import (
-    BundleError,
     BusyError,
     FetchError,
     NotFoundError,
     StoreError,
     TrustError,
 )
-from outpost_runtime.store import SPARE_BYTES
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.box import Box
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.holding import held_back
 from outpost_runtime.update.making import make_block
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.offers import SignedOffer
-from outpost_runtime.update.planning import Holdings, Plan, plan_update, useful_references
+from outpost_runtime.update.planning import Plan
 from outpost_runtime.update.probation import bases
-from outpost_runtime.update.release import (
-    Block,
-    DeltaIndex,
-    DeltaReference,
-    Offer,
-    Release,
-)
+from outpost_runtime.update.release import Block, Release
 from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.transfer import read_delta_index, transfer
+from outpost_runtime.update.stock import as_here, kept_releases, plan_for, throw_away_damaged
+from outpost_runtime.update.transfer import transfer
 from outpost_runtime.update.trust_store import Refreshed
 
 _LOG = logging.getLogger(__name__)
@@ -121,7 +114,7 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         time = int(box.trust.time(now))
         signed = {one.offer: one for one in refreshed.offers}
         slots = box.store.slots()
-        here = _as_here(box, slots)
+        here = as_here(box, slots)
         choices = choose(signed, box.device.as_device(), here, time)  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
         reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
@@ -133,14 +126,14 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         if not going:
             return Outcome(reasons=reasons)
         coming = [each.release for each in going.values()]
-        plan = _plan(box, fetcher, coming)  # 4
+        plan = plan_for(box, fetcher, coming)  # 4
         wishes.planned(plan)
         if wishes.dry_run:
             return Outcome(reasons=reasons, plan=plan)
         _check_cost(plan, wishes.most_bytes)
         _fetch(box, sources, coming, plan, wishes)  # 5
-        if _throw_away_damaged(box, coming):  # 6
-            _fetch(box, sources, coming, _plan(box, fetcher, coming), wishes)
+        if throw_away_damaged(box, coming):  # 6
+            _fetch(box, sources, coming, plan_for(box, fetcher, coming), wishes)
         _check_files(box, coming)
         _stage(box, going, int(now))  # 7
     candidates = {name: each.release.bundle for name, each in going.items()}
@@ -170,10 +163,10 @@ def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
         BusyError: An update is under way in this store.
     """
     with _alone(box.store.folder):
-        releases, _ = _kept(box)
-        if not _throw_away_damaged(box, releases):
+        releases, _ = kept_releases(box)
+        if not throw_away_damaged(box, releases):
             return None
-        plan = _plan(box, sources.fetchers[0], releases)
+        plan = plan_for(box, sources.fetchers[0], releases)
         wishes.planned(plan)
         _fetch(box, sources, releases, plan, wishes)
         _check_files(box, releases)
@@ -220,66 +213,6 @@ def _check_same(signed: SignedOffer, release: Release) -> None:
         )
 
 
-def _plan(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
-    kept, all_known = _kept(box)
-    here = {release.bundle for release in kept}
-    references = [ref for release in releases for ref in useful_references(release, here)]
-    indexes = [index for ref in references if (index := _delta_index(fetcher, ref)) is not None]
-    blocks = box.store.blocks.sizes()
-    if not all_known:  # what an unreadable release needs is unknown: nothing is collected
-        named = {block.id for release in (*kept, *releases) for block in release.blocks()}
-        named |= {delta.source for index in indexes for delta in index.deltas}
-        blocks = {block: size for block, size in blocks.items() if block in named}
-        kept = [*kept, *releases]
-    holdings = Holdings(
-        blocks=blocks,
-        partials=box.store.blocks.partials(),
-        free=shutil.disk_usage(box.store.folder).free,
-        spare=SPARE_BYTES,
-    )
-    return plan_update(releases, indexes, holdings, kept)
-
-
-def _kept(box: Box) -> tuple[list[Release], bool]:
-    """Return the releases whose blocks have to stay, and whether these are all of them."""
-    store = box.store
-    named = {bundle for slot in store.slots().values() for bundle in slot.names()}
-    if store.has_damaged_slots():
-        named |= store.releases.bundles()
-    kept, all_known = [], True
-    for bundle in sorted(named):
-        try:
-            if store.releases.has(bundle):
-                kept.append(store.releases.read(bundle))
-        except BundleError as error:
-            _LOG.error("%s", error)
-            all_known = False
-    return kept, all_known
-
-
-def _as_here(box: Box, slots: dict[str, Slot]) -> dict[str, Slot]:
-    """Return the slots, without active bundles whose releases cannot be read: they come again."""
-
-    def seen(slot: Slot) -> Slot:
-        try:
-            if slot.active is not None and box.store.releases.has(slot.active):
-                box.store.releases.read(slot.active)
-        except BundleError:
-            return replace(slot, active=None)
-        return slot
-
-    return {name: seen(slot) for name, slot in slots.items()}
-
-
-def _delta_index(fetcher: Fetcher, reference: DeltaReference) -> DeltaIndex | None:
-    """Return which deltas there are; without them, blocks come whole."""
-    try:
-        return read_delta_index(fetcher, reference)
-    except (NotFoundError, FetchError, TrustError) as error:
-        _LOG.warning("deltas are not used: %s", error)
-        return None
-
-
 def _check_cost(plan: Plan, most: int | None) -> None:
     if most is not None and plan.fetched > most:
         raise FetchError(
@@ -318,16 +251,6 @@ def _fetch(
     )
     if not done.finished:
         raise FetchError("The update was stopped.", hint="The next one goes on from here.")
-
-
-def _throw_away_damaged(box: Box, releases: Sequence[Release]) -> bool:
-    """Remove blocks that are not what their names say; says whether there were any."""
-    blocks = box.store.blocks
-    damaged = blocks.damaged({block.id for release in releases for block in release.blocks()})
-    if damaged:
-        _LOG.warning("%d blocks on this disk are damaged; they are fetched again", len(damaged))
-        blocks.remove(damaged)
-    return bool(damaged)
 
 
 def _check_files(box: Box, releases: Sequence[Release]) -> None:

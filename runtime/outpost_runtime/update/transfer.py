@@ -21,17 +21,11 @@ from dataclasses import dataclass, field
 from outpost_runtime.bundle import Progress
 from outpost_runtime.errors import FetchError, OutpostError, StoreError, TrustError
 from outpost_runtime.update.blocks import BlockStore
+from outpost_runtime.update.delta_index import DeltaIndex, delta_path, parse_delta_index
 from outpost_runtime.update.fetch import Fetcher, read_whole
 from outpost_runtime.update.incoming import Incoming
 from outpost_runtime.update.planning import WORKERS, Plan, Step
-from outpost_runtime.update.release import (
-    Block,
-    DeltaIndex,
-    DeltaReference,
-    block_path,
-    delta_path,
-    parse_delta_index,
-)
+from outpost_runtime.update.release import Block, DeltaReference, block_path
 
 MakeBlock = Callable[[bytes, bytes, Block], bytes]
 """Makes a block's stored bytes from a delta's and its source's, or raises OutpostError."""

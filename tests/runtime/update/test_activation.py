@@ -2,29 +2,28 @@ import dataclasses
 
 import pytest
 from outpost_runtime.errors import StoreError
+from outpost_runtime.latency import Figure, UsualWait
 from outpost_runtime.update import activation
-from outpost_runtime.update.activation import MOST_STARTS, ProbationLimits, Verdict
+from outpost_runtime.update.activation import MOST_STARTS
 from outpost_runtime.update.slots import (
     MAX_REFUSALS,
     Behaviour,
     Candidate,
-    Probation,
     Slot,
     encode_slot,
     parse_slot,
 )
 
 _OLD, _NEW, _NEWER = (letter * 64 for letter in "abc")
-_LIMITS = ProbationLimits(seconds=600, enough=20, failures=0.05, slower=2.0)
 
 
 def _candidate(bundle=_NEW, release=2, with_base=None):
     return Candidate(bundle=bundle, release=release, with_base=with_base)
 
 
-def _activated(slot, bundle=_NEW, release=2):
+def _activated(slot, bundle=_NEW, release=2, before=None):
     waiting = activation.stage("m", slot, _candidate(bundle, release), 1).slots["m"]
-    return activation.activate({"m": waiting}, 2).slots["m"]
+    return activation.activate({"m": waiting}, 2, before).slots["m"]
 
 
 def test_a_candidate_that_passes_is_active_on_probation_and_the_one_before_is_kept():
@@ -112,39 +111,6 @@ def test_servers_that_die_with_a_bundle_on_probation_are_counted_and_orderly_one
     assert activation.begin("m", Slot(active=_OLD)) is None
 
 
-@pytest.mark.parametrize(
-    ("before", "seen", "watched", "verdict"),
-    [
-        (Behaviour(), Behaviour(), 599, Verdict.WATCH),
-        (Behaviour(), Behaviour(), 600, Verdict.COMMIT),
-        (Behaviour(), Behaviour(requests=17, failures=2), 1, Verdict.WATCH),  # too few to tell
-        (Behaviour(), Behaviour(requests=18, failures=2), 1, Verdict.BACK),
-        (Behaviour(requests=90, failures=10), Behaviour(requests=18, failures=2), 1, Verdict.WATCH),
-        (Behaviour(requests=90, failures=10), Behaviour(requests=15, failures=5), 1, Verdict.BACK),
-        (
-            Behaviour(requests=9, seconds=1.0, units=100),
-            Behaviour(requests=20, seconds=1.9, units=100),
-            1,
-            Verdict.WATCH,
-        ),
-        (
-            Behaviour(requests=9, seconds=1.0, units=100),
-            Behaviour(requests=20, seconds=2.1, units=100),
-            1,
-            Verdict.BACK,
-        ),
-        (Behaviour(), Behaviour(requests=20, seconds=99.0, units=1), 1, Verdict.WATCH),
-    ],
-)
-def test_probation_ends_by_time_by_failures_or_by_slowness(before, seen, watched, verdict):
-    assert activation.judge(Probation(before=before), seen, watched, _LIMITS)[0] is verdict
-
-
-def test_what_earlier_servers_have_watched_counts():
-    probation = Probation(watched=590)
-    assert activation.judge(probation, Behaviour(), 10, _LIMITS)[0] is Verdict.COMMIT
-
-
 _BASE, _BASE2, _ADAPTER, _ADAPTER2 = (letter * 64 for letter in "1234")
 
 
@@ -168,10 +134,16 @@ def test_an_adapter_waits_for_its_base_and_moves_alone_on_the_active_one():
 
 
 def test_a_slot_file_says_everything_and_the_format_before_is_read():
-    slot = _activated(Slot(active=_OLD, release=1))
+    wait = UsualWait(figure=Figure.FIRST_TOKEN, beside=1, work=7, count=20, seconds=0.25)
+    before = Behaviour(requests=21, failures=1, waits=(wait,))
+    slot = _activated(Slot(active=_OLD, release=1), before={"m": before})
     slot = activation.refuse(
         "m", activation.stage("m", slot, _candidate(_NEWER, 3), 5).slots["m"], "bad", 6
     ).slots["m"]
     assert parse_slot(encode_slot(slot), "slot") == slot
+    assert slot.probation.before == before
     old = parse_slot(b'{"active": "aa", "previous": null}', "slot")
     assert (old.active, old.previous, old.probation) == ("aa", None, None)
+    before = b'{"requests": 9, "failures": 1, "seconds": 2.5, "units": 7}'
+    on_probation = b'{"probation": {"watched": 1, "starts": 1, "before": %b}}' % before
+    assert parse_slot(on_probation, "slot").probation.before == Behaviour(requests=9, failures=1)

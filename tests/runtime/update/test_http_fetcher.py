@@ -10,7 +10,9 @@ from outpost_runtime.errors import ConfigurationError, FetchError, NotFoundError
 from outpost_runtime.update.fetch import read_whole
 from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.meter import Meter, Patience
-from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher
+from outpost_runtime.update.fetch.throttle import Bandwidth, ThrottledFetcher, window_under
+from outpost_runtime.update.policy import UpdatePolicy
+from outpost_runtime.update.sources import open_sources
 
 from tests.support.certificates import make_certificate
 from tests.support.http_server import (
@@ -326,18 +328,49 @@ def test_a_slow_reader_does_not_accuse_the_server(server):
     fetcher.close()
 
 
-def test_under_a_cap_a_small_window_keeps_bursts_off_the_line(server):
-    server.files[PATH] = data = noise(1 << 20)
-    server.send_buffer = 16 << 10
-    fetcher = HttpFetcher(server.url, window=16 << 10)
-    capped = ThrottledFetcher(fetcher, Bandwidth(1 << 20))
-    came, ahead = 0, 0
-    for piece in capped.read(PATH, limit=LIMIT):
+def _capped(server, rate):
+    fetcher = HttpFetcher(server.url, patience=HURRY, window=window_under(rate))
+    return ThrottledFetcher(fetcher, Bandwidth(rate))
+
+
+def test_a_box_with_a_cap_takes_no_bursts_from_the_line(server):
+    server.files[PATH] = data = noise(96 << 10)
+    server.send_buffer = 4 << 10
+    rate = 32 << 10
+    fetcher = open_sources((server.url,), UpdatePolicy(bytes_per_second=rate)).fetchers[0]
+    came, ahead, begin = 0, 0, time.monotonic()
+    for piece in fetcher.read(PATH, limit=LIMIT):
         came += len(piece)
         ahead = max(ahead, server.sent - came)
-    fetcher.close()
+        assert came <= rate * (time.monotonic() - begin + 1)
     assert came == len(data)
-    assert ahead <= 96 << 10  # about 440,000 without
+    assert ahead <= 40 << 10  # 64 KiB without a window
+
+
+def test_a_cap_below_the_lowest_rate_is_no_reason_to_give_a_server_up(server):
+    server.files[PATH] = data = noise(12_000)
+    begin = time.monotonic()
+    rate = HURRY.least_rate / 2
+    assert b"".join(_capped(server, rate).read(PATH, limit=LIMIT)) == data
+    assert time.monotonic() - begin >= len(data) / rate - 0.1
+
+
+def test_a_server_that_is_slower_than_a_cap_is_waited_for(server):
+    server.pause = 0.2  # after every 16 KiB: 80 kB a second
+    begin = time.monotonic()
+    assert b"".join(_capped(server, 150_000).read(PATH, limit=LIMIT)) == DATA
+    assert time.monotonic() - begin < 4
+
+
+def test_a_server_that_drips_is_given_up_under_a_cap_too(server):
+    server.faults = [then_endless(HEAD + b"Content-Length: 99999\r\n\r\n", b"x" * 50, 0.05)]
+    with pytest.raises(FetchError, match="too slow"):
+        list(_capped(server, 50_000).read(PATH, limit=LIMIT))
+
+
+def test_windows_are_worth_half_a_second_as_far_as_the_system_grants_them():
+    assert [window_under(rate) for rate in (1024, 100_000, 400_000)] == [4096, 50_000, 200_000]
+    assert window_under(2_500_000) is None
 
 
 def test_a_meter_counts_only_while_it_waits_and_forgives_the_first_answer():

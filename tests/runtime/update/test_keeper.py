@@ -1,7 +1,9 @@
 """Candidates pass the gate or are refused, under load, with adapters, and back again."""
 
+import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,9 @@ from outpost_runtime.store import Store
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FinishEvent, Sampling, TextRequest
 from outpost_runtime.update import activation
-from outpost_runtime.update.activation import ProbationLimits
 from outpost_runtime.update.keeper import Keeper, KeeperLimits
 from outpost_runtime.update.probation import going_back
+from outpost_runtime.update.verdict import ProbationLimits
 
 from tests.support.candidates import (
     adapter_of,
@@ -134,6 +136,62 @@ def test_a_model_that_fails_on_live_traffic_goes_back_without_a_human(box, tmp_p
     slot = box.store.slot(_MODEL)
     assert box.served(_MODEL) == slot.active == old
     assert slot.refusal(new.digest).reason == "100% of 6 requests failed."
+
+
+def _wait_for_answers(box, count, rows=1, callers=1, slowed=0.0):
+    """Let callers ask the model that is served, whose runs take some seconds longer."""
+    engine = box.models.get(_MODEL).engine
+    run = engine._session.run
+    feeds = {spec.name: np.ones((rows, 3), np.int64) for spec in engine.inputs}
+
+    def slow(feeds):
+        time.sleep(slowed)
+        return run(feeds)
+
+    engine._session.run = slow
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(lambda _: engine.submit(feeds).result(), range(count)))
+
+
+def _swap(box, tmp_path):
+    old, new = box.served(_MODEL), version_of(CLASSIFIER, tmp_path, "2")
+    wait_for_gate(box.store, new)
+    box.keeper.round()
+    assert box.served(_MODEL) == new.digest
+    return old, new.digest
+
+
+@pytest.mark.incident("a model that is slow on live traffic", where="probation")
+def test_a_model_that_lets_clients_wait_longer_goes_back_without_a_human(box, tmp_path):
+    _wait_for_answers(box, 6, slowed=0.01)
+    old, new = _swap(box, tmp_path)
+    _wait_for_answers(box, 6, slowed=0.1)
+    box.keeper.round()
+    assert box.store.slot(_MODEL).active == new  # it has only begun
+    box.clock.now += 10
+    box.keeper.round()  # judged
+    box.keeper.round()  # followed
+    assert box.served(_MODEL) == old
+    reason = box.store.slot(_MODEL).refusal(new).reason
+    assert re.fullmatch(r"A call takes \d+\.\d times as long as with the bundle before it.", reason)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"rows": 1, "callers": 1}, {"rows": 4, "callers": 12}),
+        ({"rows": 4, "callers": 12}, {"rows": 1, "callers": 1}),
+    ],
+)
+def test_an_equally_fast_model_under_other_load_is_committed(box, tmp_path, before, after):
+    _wait_for_answers(box, 24, slowed=0.02, **before)
+    _, new = _swap(box, tmp_path)
+    _wait_for_answers(box, 24, slowed=0.02, **after)
+    for seconds in (10, 60):
+        box.clock.now += seconds
+        box.keeper.round()
+    slot = box.store.slot(_MODEL)
+    assert (slot.active, slot.probation) == (new, None)
 
 
 @pytest.mark.incident("a server that dies again and again", where="probation")

@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outpost_runtime.errors import OutpostError, TrustError
 from outpost_runtime.update.metadata import Medium
+from outpost_runtime.update.offer import Offer, encode_offer, release_path
 from outpost_runtime.update.offers import Accepted, choice
-from outpost_runtime.update.release import (
-    MAX_RELEASE_BYTES,
-    Offer,
-    encode_offer,
-    release_path,
-)
+from outpost_runtime.update.release import MAX_RELEASE_BYTES
 from outpost_runtime.update.trust import next_root, read_root, read_timestamp
 from outpost_runtime.update.trust_store import TrustStore
 from securesystemslib.exceptions import FormatError

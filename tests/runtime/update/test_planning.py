@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outpost_runtime.errors import StoreError
+from outpost_runtime.update.delta_index import Delta, DeltaIndex
 from outpost_runtime.update.planning import (
     WORKERS,
     Holdings,
@@ -14,7 +15,7 @@ from outpost_runtime.update.planning import (
     plan_update,
     useful_references,
 )
-from outpost_runtime.update.release import Block, Delta, DeltaIndex, DeltaReference
+from outpost_runtime.update.release import Block, DeltaReference
 
 from tests.support.shipments import name_of, ship, ship_after, ship_noise
 

@@ -70,6 +70,7 @@ def test_everything_in_the_table_is_read():
         {"windows": ["24:00-05:00"]},
         {"every_minutes": 0},
         {"megabits_per_second": -1},
+        {"megabits_per_second": 0.009},
         {"unknown": 1},
     ],
 )

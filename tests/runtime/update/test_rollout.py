@@ -2,7 +2,7 @@ import dataclasses
 
 from hypothesis import given
 from hypothesis import strategies as st
-from outpost_runtime.update.release import Offer, Rollout
+from outpost_runtime.update.offer import Offer, Rollout
 from outpost_runtime.update.rollout import Device, bucket, choose
 from outpost_runtime.update.slots import Candidate, Refusal, Slot
 

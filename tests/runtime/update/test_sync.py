@@ -16,10 +16,11 @@ from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.alone import pass_gates
 from outpost_runtime.update.fetch.failover import FailoverFetcher
-from outpost_runtime.update.release import Rollout, block_path
+from outpost_runtime.update.offer import Rollout
+from outpost_runtime.update.release import block_path
 from outpost_runtime.update.reporting import report
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.sync import Wishes, _alone, repair, sync
+from outpost_runtime.update.sync import Wishes, repair, sync
 
 from tests.support.candidates import adapter_of, spoiled, version_of
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER
@@ -200,6 +201,22 @@ def test_an_older_stick_is_refused(fleet, box, tmp_path):
     assert box.store.slot(_NAME).active == new.digest
 
 
+@pytest.mark.incident("a repository that goes back", where="sync, an older timestamp")
+def test_a_repository_that_was_restored_from_a_backup_changes_nothing(fleet, box, tmp_path):
+    fleet.publish(read_bundle(CLASSIFIER))
+    backup = fleet.publisher.frozen()
+    new = version_of(CLASSIFIER, tmp_path, "2")
+    fleet.publish(new)
+    assert fleet.update(box).candidates == {_NAME: new.digest}
+    pass_gates(box.store)
+    before = box.store.slot(_NAME)
+    with pytest.raises(TrustError, match="out of date"):
+        fleet.update(box, fleet.publisher.fetcher(backup))
+    assert box.store.slot(_NAME) == before
+    fleet.publish(version_of(CLASSIFIER, tmp_path, "3"))
+    assert fleet.update(box).staged == (_NAME,)
+
+
 def test_a_stick_works_where_no_network_ever_was(fleet, box):
     fleet.publish(read_bundle(CLASSIFIER))
     half_a_year = NOW + 150 * 86_400
@@ -275,9 +292,20 @@ def test_on_a_metered_link_large_updates_wait(fleet, box):
         fleet.update(box, most_bytes=1000)
 
 
-def test_two_updates_at_once_are_refused(fleet, box):
-    with _alone(box.store.folder), pytest.raises(BusyError):
-        fleet.update(box)
+@pytest.mark.incident("two updates at once", where="while the first one fetches")
+def test_a_second_update_is_refused_and_the_first_one_ends(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    refused = []
+
+    def update_again(_):
+        with pytest.raises(BusyError):
+            fleet.update(box)
+        refused.append(box.store.slots())
+
+    assert fleet.update(box, progress=update_again).staged == (_NAME,)
+    assert refused
+    assert not any(refused)
+    assert fleet.update(box).plan is None
 
 
 def test_old_blocks_go_when_no_slot_needs_them(fleet, box, tmp_path):

@@ -1,5 +1,6 @@
 """Transfers that are cut, lied to, stopped and killed, and what is on the disk afterwards."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -12,17 +13,13 @@ from pathlib import Path
 import pytest
 from outpost_runtime.errors import FetchError, NotFoundError, StoreError, TrustError
 from outpost_runtime.update.blocks import BlockStore
+from outpost_runtime.update.delta_index import delta_path, encode_delta_index
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.fetch.folder import FolderFetcher
 from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.retry import RetryingFetcher
 from outpost_runtime.update.planning import Holdings, plan_update
-from outpost_runtime.update.release import (
-    DeltaReference,
-    block_path,
-    delta_path,
-    encode_delta_index,
-)
+from outpost_runtime.update.release import DeltaReference, block_path
 from outpost_runtime.update.transfer import GROUP, read_delta_index, transfer
 
 from tests.support.http_server import HttpServer, cut_after, ignores_range, status
@@ -430,6 +427,32 @@ def test_a_full_disk_at_every_page_leaves_nothing_half_visible_and_is_gone_on_fr
             _transfer(store, shipment, source)
             _check(store, shipment)
             store.remove(shipment.data)
+
+
+@pytest.mark.incident("disk full", where="any page, while a delta is decoded")
+def test_a_disk_that_fills_up_while_a_delta_is_decoded_loses_no_delta(tmp_path):
+    old = ship_noise([20_000])
+    new, index, deltas = ship_after(old, 600)
+    files = {block_path(name): data for name, data in deltas.items()} | new.files
+    failed = 0
+    with small_disk(tmp_path / "disk") as disk:
+        store = BlockStore(disk / "blocks")
+        _put_all(store, old)
+        for pages in range(20):
+            ballast = fill(disk, pages * PAGE)
+            source = MemoryFetcher(files=files)
+            with contextlib.suppress(StoreError):
+                _transfer(store, new, source, indexes=[index], keep=[old])
+            ballast.unlink()
+            assert store.damaged(store.ids()) == set()
+            decoding = store.ids() == set(old.data) and sum(store.partials().values()) == 600
+            failed += decoding
+            _transfer(store, new, source, indexes=[index], keep=[old])
+            if decoding:
+                assert source.given == 600
+            _is_here(store, new)
+            store.remove(new.data)
+    assert failed > 2  # the delta had come, and what it makes did not fit
 
 
 @pytest.mark.parametrize("name", ["write", "fsync", "open", "replace", "mkdir"])

@@ -2,7 +2,7 @@
 
 import pytest
 from outpost_runtime.errors import FetchError, OutpostError, StoreError, TrustError
-from outpost_runtime.update.release import Offer
+from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.trust import (
     MAX_ROOT_BYTES,
     MAX_SNAPSHOT_BYTES,
@@ -324,6 +324,7 @@ def test_a_new_online_key_beside_the_old_one_forgets_nothing(publisher, trust):
 
 
 class TestClocks:
+    @pytest.mark.incident("a clock of 1970", where="metadata that has expired")
     def test_a_clock_of_1970_is_read_as_the_newest_signed_time(self, publisher, trust):
         trust.refresh(publisher.fetcher(), NOW)
         assert trust.time(0) == NOW

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import StoreError, TrustError
-from outpost_runtime.update.release import (
-    Block,
-    Offer,
-    Release,
-    ReleasedFile,
-    Rollout,
-    encode_offer,
-    encode_release,
-    release_path,
-)
+from outpost_runtime.update.offer import Offer, Rollout, encode_offer, release_path
+from outpost_runtime.update.release import Block, Release, ReleasedFile, encode_release
 from outpost_runtime.update.seen import Seen
 from outpost_runtime.update.trust import MAX_SNAPSHOT_BYTES, MAX_TARGETS_BYTES
 from outpost_runtime.update.trust_files import TrustFiles

@@ -7,12 +7,17 @@ from outpost_runtime.update.fetch.folder import FolderFetcher
 from outpost_runtime.update.fetch.http import HttpFetcher
 
 
-def open_source(location: str, *, ca_bundle: Path | None = None) -> Fetcher:
+def open_source(
+    location: str, *, ca_bundle: Path | None = None, window: int | None = None
+) -> Fetcher:
     """Return a fetcher for a URL (``https://…``, ``http://…``) or a folder.
+
+    Args:
+        window: Of connections; see :class:`HttpFetcher`.
 
     Raises:
         ConfigurationError: The URL or the certificates are of no use.
     """
     if "://" in location:
-        return HttpFetcher(location, ca_bundle=ca_bundle)
+        return HttpFetcher(location, ca_bundle=ca_bundle, window=window)
     return FolderFetcher(Path(location))

@@ -1,4 +1,8 @@
-"""A fetcher under a bandwidth cap, which several may share."""
+"""A fetcher under a bandwidth cap, which several may share.
+
+Reading slowly is not enough: the system takes in what nobody has read yet, so that a block comes
+at the line's speed and then nothing for a while. So :func:`window_under` says how much it may take.
+"""
 
 import threading
 import time
@@ -9,6 +13,22 @@ from outpost_runtime.update.fetch import Fetcher
 
 LEAST_RATE = 1024
 """Lowest cap in bytes a second: below it a server would rightly hang up."""
+
+_WINDOW_SECONDS = 0.5
+_SMALLEST_WINDOW = 4 << 10
+_LARGEST_WINDOW = 208 << 10
+"""What Linux grants a program that asks (``net.core.rmem_max``), if nobody has changed it."""
+
+
+def window_under(bytes_per_second: float) -> int | None:
+    """Return how many bytes one of two connections may hold unread under a cap.
+
+    It is worth half a second of the cap, so that the two keep up with it over lines of up to a
+    second there and back. None where the system would not grant as much: it then takes about as
+    much of its own accord, and never more than a block.
+    """
+    window = int(_WINDOW_SECONDS * bytes_per_second)
+    return None if window > _LARGEST_WINDOW else max(window, _SMALLEST_WINDOW)
 
 
 class Bandwidth:

@@ -5,10 +5,11 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_service_pb2_grpc
 from outpost.v1 import adapters_pb2_grpc, embeddings_pb2_grpc, text_pb2_grpc
 
@@ -23,7 +24,7 @@ from outpost_runtime.server.inference.core import Inference
 from outpost_runtime.server.inference.rest import InferenceRoutes
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.service_manager import ServiceManager
-from outpost_runtime.server.status import StatusInterceptor
+from outpost_runtime.server.status import Handlers
 from outpost_runtime.server.waiting import Crossing
 
 MAX_REQUEST_BYTES = 32 << 20
@@ -52,7 +53,6 @@ class Server:
         self._generation = Generation(models, self._metrics, self._crossing)
         self._inference = Inference(models, self._generation, self._crossing)
         self._grpc = grpc.aio.server(
-            interceptors=[StatusInterceptor(self._metrics)],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
             options=[
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -109,18 +109,21 @@ class Server:
             ) from error
 
     def _register(self) -> None:
+        handlers: Any = Handlers(self._grpc, self._metrics)  # what these functions use of a server
         text = text_service.TextService(self._generation)
-        text_pb2_grpc.add_TextServicer_to_server(text, self._grpc)
+        text_pb2_grpc.add_TextServicer_to_server(text, handlers)
         embeddings = embeddings_service.EmbeddingsService(self._models, self._crossing)
-        embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(embeddings, self._grpc)
+        embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(embeddings, handlers)
         inference = inference_service.InferenceService(self._inference)
-        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, self._grpc)
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, handlers)
         adapters = adapters_service.AdaptersService(self._models)
-        adapters_pb2_grpc.add_AdaptersServicer_to_server(adapters, self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        adapters_pb2_grpc.add_AdaptersServicer_to_server(adapters, handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, handlers)
         names = [name for name in self._services if name]
         names += ["grpc.health.v1.Health", reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._grpc)
+        reflected = reflection.aio.ReflectionServicer(names)
+        add = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add(reflected, handlers)  # type: ignore[no-untyped-call]  # its stubs leave it out
 
 
 async def serve_until_signal(

@@ -1,4 +1,4 @@
-"""Errors to gRPC status codes: one table, and the one interceptor that ends calls with it.
+"""Errors to gRPC status codes: one table, and the one wrapper of handlers that ends calls with it.
 
 Handlers raise :class:`OutpostError`; what they do not foresee reaches the client as
 INTERNAL with an id, and the log as a traceback with the same id.
@@ -7,7 +7,14 @@ INTERNAL with an id, and the log as a traceback with the same id.
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -62,22 +69,35 @@ class _Malformed:
     reason: str
 
 
-class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Ends every call with the right status, and counts it."""
+class Handlers:
+    """Wraps a server's handlers, once: every call ends with the right status, and is counted.
 
-    def __init__(self, metrics: Metrics) -> None:
+    Takes what generated ``add_…_to_server`` functions give a server, and lets it find handlers by
+    name. Of methods that are registered one by one ``grpc.aio`` awaits the next call of each, all
+    at once: with 30 of them a sixth of what the event loop does for a small call.
+
+    Args:
+        server: Has not been started.
+    """
+
+    def __init__(self, server: grpc.aio.Server, metrics: Metrics) -> None:
+        self._server = server
         self._metrics = metrics
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wrap the handler of a call (gRPC's own signature)."""
-        handler: Any = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method.startswith(_REFLECTION):
-            return handler  # unknown methods are gRPC's to refuse, and reflection is its own
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Take nothing (gRPC's own name): the same handlers come by their names."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add a service's handlers (gRPC's own name)."""
+        wrapped = {
+            name: self._wrapped(f"/{service}/{name}", handler) for name, handler in handlers.items()
+        }
+        found_by_name = grpc.method_handlers_generic_handler(service, wrapped)
+        self._server.add_generic_rpc_handlers((found_by_name,))
+
+    def _wrapped(self, method: str, handler: Any) -> Any:
+        if method.startswith(_REFLECTION):
+            return handler  # which is its own
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(method, handler.stream_stream),

@@ -25,7 +25,7 @@ _SHAPING = (
     *(f"{_RUNTIME}/{name}.py" for name in ("manifest", "tensors", "tokenizer")),
     f"{_RUNTIME}/sessions",
     *(f"{_RUNTIME}/text/{name}.py" for name in ("adapters", "adapter_session", "chat")),
-    *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring")),
+    *(f"{_RUNTIME}/text/{name}.py" for name in ("decoder", "sampler", "scoring", "token_table")),
 )
 """What may change a bundle or its figures; how it is published and served may not."""
 

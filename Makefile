@@ -92,8 +92,9 @@ bench-text: $(READY) ## every engine on Gemma 3 270M, in turn: speed beside qual
 bench-tensor: $(READY) ## Outpost, MLServer and Triton in turn, through gRPC: requests/s and waits (about 15 minutes)
 	$(BIN)/python -m bench.tensor
 
-bench-update: $(READY) ## how many bytes an update takes, beside zstd, chunks and hf-xet (an hour with builds)
+bench-update: $(READY) ## how many bytes an update takes, beside zstd, chunks and hf-xet, and how long (two hours with builds)
 	$(BIN)/python -m bench.update_sizes
+	$(BIN)/python -m bench.update_times
 
 soak: $(READY) ## half an hour of mixed load on a real server: nothing lost, memory flat
 	$(BIN)/python -m bench.soak

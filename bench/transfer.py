@@ -18,7 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -29,6 +30,7 @@ from outpost_runtime.update.planning import Holdings, plan_update
 from outpost_runtime.update.release import Block, Release, ReleasedFile, block_path
 from outpost_runtime.update.transfer import transfer
 
+ROOT = Path(__file__).parents[1]
 COUNT, SIZE = 300, 1 << 20
 ROUNDS = 3
 PORT = 18090
@@ -37,23 +39,31 @@ _PLENTY = 1 << 50
 
 def main() -> None:
     """Measure, and print one line for each row."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/bench-transfer")
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".cache/bench-transfer").absolute()
     release = _make_repository(folder / "repository")
     default = transfers.GROUP
-    with subprocess.Popen([sys.executable, "-m", "bench.transfer", "serve", str(folder)]) as server:
+    with serving(folder):
+        for group in (1, 4, 16, default, COUNT):
+            _row(f"groups of {group}", folder, release, group=group)
+        _row("never flushed", folder, release, flush=lambda _: None)
+        _print("curl", min(_curl(folder, release) for _ in range(ROUNDS)))
+        for delay in (0, 20, 100):
+            for workers in (1, 2):
+                name = f"{delay} ms before each answer, {workers} connections"
+                _row(name, folder, release, workers=workers, delay=delay)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve ``folder/repository`` in a process of its own; gives its URL."""
+    command = [sys.executable, "-m", "bench.transfer", "serve", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT) as server:
         try:
             _wait_until_it_listens()
-            for group in (1, 4, 16, default, COUNT):
-                _row(f"groups of {group}", folder, release, group=group)
-            _row("never flushed", folder, release, flush=lambda _: None)
-            _print("curl", min(_curl(folder, release) for _ in range(ROUNDS)))
-            for delay in (0, 20, 100):
-                for workers in (1, 2):
-                    name = f"{delay} ms before each answer, {workers} connections"
-                    _row(name, folder, release, workers=workers, delay=delay)
+            yield f"http://127.0.0.1:{PORT}/0"
         finally:
             server.terminate()
-    shutil.rmtree(folder)
 
 
 def _row(
@@ -142,7 +152,9 @@ def _wait_until_it_listens() -> None:
         except Exception:  # noqa: BLE001 - whatever it is, we wait
             time.sleep(0.1)
         else:
+            fetcher.close()
             return
+    raise AssertionError("the web server did not begin to listen")
 
 
 def serve(folder: str) -> None:

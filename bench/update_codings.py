@@ -27,7 +27,7 @@ def measure(pair: Pair) -> dict[str, int]:
     found[ZSTD] = sum(map(_zstd, files(pair.new)))
     found[PATCH] = sum(_patch(path, pair.old) for path in files(pair.new))
     found |= _chunked(pair)
-    return found | {OURS: update_path.measure(pair.old, pair.new, pair.base).total}
+    return found | {OURS: update_path.bytes_of(pair.old, pair.new, pair.base)}
 
 
 def files(bundle: FolderBundle) -> Iterator[Path]:

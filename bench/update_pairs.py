@@ -1,14 +1,18 @@
-"""Which updates are measured: Gemma 3 270M and two fine-tunes, on fresh and on frozen grids."""
+"""Which updates are measured: Gemma 3 270M and its fine-tunes, on fresh and on frozen grids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from outpost_runtime.bundle import FolderBundle, read_bundle
 
+from bench.progress import say
 from examples import bundles
 
 FRESH, FROZEN = "fresh", "frozen"
+
+Find = Callable[..., Path | None]
+"""From the name of an example, a target and further options to a bundle, or None without one."""
 
 _WORSE = ("--accept-worse", "update sizes are measured with it, not answers")
 _TARGETS: dict[str, tuple[str, ...]] = {"cpu-int8": (), "cpu-int4": _WORSE}
@@ -21,7 +25,13 @@ _MERGED = {
         "press-line",
         {FRESH: "press-line-2-fresh", FROZEN: "press-line-2"},
     ),
+    "base → full fine-tune": (
+        "base-of-press-line",
+        {FRESH: "press-line-full", FROZEN: "press-line-full-on-base"},
+    ),
 }
+_ADAPTERS = "adapter → its second version"
+_ADAPTER_NAMES = ("press-line-adapter", "press-line-2-adapter", "gemma-3-270m")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,23 +53,39 @@ class Pair:
     base: FolderBundle | None = None
 
 
-def pairs(*, quick: bool) -> Iterator[Pair]:
-    """Yield all updates, or only that of an adapter; bundles that are not there yet are built."""
+def pairs(find: Find = bundles.path_of, *, quick: bool = False) -> Iterator[Pair]:
+    """Yield all updates, or only that of an adapter, which comes first: it is the quickest.
+
+    Args:
+        find: What builds or finds bundles; what it does not have is left out.
+    """
+    yield from _pair(find, _ADAPTERS, "", _ADAPTER_NAMES, "cpu-int8", ())
     for target, more in () if quick else _TARGETS.items():
         for title, (old, versions) in _MERGED.items():
             for grid, new in versions.items():
-                yield _pair(title, grid, *(bundles.path_of(n, target, *more) for n in (old, new)))
-    names = "press-line-adapter", "press-line-2-adapter", "gemma-3-270m"
-    yield _pair(
-        "adapter → its second version", "", *(bundles.path_of(n, "cpu-int8") for n in names)
-    )
+                yield from _pair(find, title, grid, (old, new), target, more)
 
 
-def _pair(title: str, grid: str, old: Path, new: Path, base: Path | None = None) -> Pair:
-    return Pair(
-        title=title,
-        grid=grid,
-        old=read_bundle(old),
-        new=read_bundle(new),
-        base=None if base is None else read_bundle(base),
-    )
+def kept_in(folder: Path) -> Find:
+    """Return what finds bundles in a folder, such as ``.cache/bundles``, and builds none.
+
+    A bundle is named by its example and target, perhaps with more behind it; the newest counts.
+    """
+
+    def find(name: str, target: str, *_: str) -> Path | None:
+        found = [p for p in folder.glob(f"{name}-{target}*") if (p / "manifest.json").is_file()]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    return find
+
+
+def _pair(
+    find: Find, title: str, grid: str, names: tuple[str, ...], target: str, more: tuple[str, ...]
+) -> Iterator[Pair]:
+    paths = [find(name, target, *more) for name in names]
+    lacking = [name for name, path in zip(names, paths, strict=True) if path is None]
+    if lacking:
+        say(f"{title}, {target}, {grid}: left out, there is no {', '.join(lacking)}")
+        return
+    old, new, *base = (read_bundle(path) for path in paths if path is not None)
+    yield Pair(title=title, grid=grid, old=old, new=new, base=base[0] if base else None)

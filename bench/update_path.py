@@ -1,4 +1,4 @@
-"""What an update takes on Outpost's own path: published, fetched, checked; bytes and seconds."""
+"""Outpost's own path of an update: a publisher and boxes in a folder, all real but the link."""
 
 import io
 import tempfile
@@ -26,7 +26,6 @@ from outpost_runtime.update.content_keys import (
     wrap_content_key,
     wrapped_key_path,
 )
-from outpost_runtime.update.planning import Plan
 from outpost_runtime.update.policy import UpdatePolicy
 from outpost_runtime.update.sources import open_sources
 from outpost_runtime.update.sync import Wishes, sync
@@ -37,51 +36,80 @@ _PASSPHRASE = "only for the bench"  # noqa: S105 - protects nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
-    """What one update took.
+class Field:
+    """A publisher's repository, and where boxes come from.
 
     Attributes:
-        fetched: Bytes of blocks and deltas.
-        documents: Bytes of signed metadata, the release and the delta index.
-        seconds: Fetched from a folder, made, checked and staged; the gate comes afterwards.
-        first_seconds: The same of the bundle before, of which nothing was there.
+        folder: Everything lies in it.
     """
 
-    fetched: int
-    documents: int
-    seconds: float
-    first_seconds: float
+    folder: Path
+    warehouse: Warehouse
 
     @property
-    def total(self) -> int:
-        """All bytes that came."""
-        return self.fetched + self.documents
+    def repository(self) -> Path:
+        """The folder that a web server may serve."""
+        return self.warehouse.folder
+
+    def publish(self, bundle: FolderBundle) -> None:
+        """Publish a bundle, with deltas from what was published under its name before."""
+        order = Order(bundle=bundle.folder, family=FAMILY)
+        publish(order, self.warehouse, ConsoleReporter(Console(file=io.StringIO())))
+
+    def box(self, name: str = "box") -> Box:
+        """Provision a new box that asks the repository's folder, and grant it the content key."""
+        root = (self.repository / "metadata" / "1.root.json").read_bytes()
+        wishes = Provisioning(model="bench", sources=(str(self.repository),))
+        box = provision(self.folder / name, root, wishes)
+        identity = box.own.identity("bench")
+        wrapped = wrap_content_key(self.warehouse.content_key, identity.encryption_key)
+        path = self.repository / wrapped_key_path(wrapped.key, wrapped.recipient)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_wrapped_key(wrapped))
+        return box
+
+    def documents(self) -> dict[str, int]:
+        """Sizes of metadata, releases and delta indexes; a timestamp counts with every version."""
+        files = [*self.repository.glob("targets/*/*.json"), *self.repository.glob("deltas/*.json")]
+        files += self.repository.glob("metadata/[0-9]*.json")
+        timestamp = self.repository / "metadata" / "timestamp.json"
+        sizes = {str(path): path.stat().st_size for path in files}
+        return sizes | {f"timestamp {timestamp.stat().st_mtime_ns}": timestamp.stat().st_size}
 
 
-def measure(old: FolderBundle, new: FolderBundle, base: FolderBundle | None = None) -> Update:
-    """Publish two bundles, and take a box from one to the other.
+@contextmanager
+def field() -> Iterator[Field]:
+    """Make a publisher with keys and an empty repository; it is gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        yield Field(folder=folder, warehouse=_warehouse(folder / "keys", folder / "repository"))
+
+
+def bytes_of(old: FolderBundle, new: FolderBundle, base: FolderBundle | None = None) -> int:
+    """Publish two bundles, take a box from one to the other, and return all bytes that came.
 
     Args:
         base: What both need; it is there before, and counts for nothing.
     """
-    with tempfile.TemporaryDirectory() as scratch, _publisher(Path(scratch)) as warehouse:
-        if base is not None:
-            _publish(base, warehouse)
-        _publish(old, warehouse)
-        box = _box(Path(scratch), warehouse)
-        first = _sync(box)[1]
-        box.store.change(lambda slots: activation.activate(slots, 0))
-        before = _documents(warehouse.folder).keys()
-        _publish(new, warehouse)
-        plan, seconds = _sync(box)
-        found = _documents(warehouse.folder)
-        documents = sum(size for path, size in found.items() if path not in before)
-    return Update(fetched=plan.fetched, documents=documents, seconds=seconds, first_seconds=first)
+    with field() as at:
+        for bundle in (old,) if base is None else (base, old):
+            at.publish(bundle)
+        box = at.box()
+        _sync(box)
+        activate(box)
+        before = at.documents().keys()
+        at.publish(new)
+        blocks = _sync(box)
+        return blocks + sum(size for path, size in at.documents().items() if path not in before)
 
 
-@contextmanager
-def _publisher(folder: Path) -> Iterator[Warehouse]:
-    keys, repository = folder / "keys", Repository(folder / "repo")
+def activate(box: Box) -> None:
+    """Let candidates be active without a gate."""
+    box.store.change(lambda slots: activation.activate(slots, 0))
+
+
+def _warehouse(keys: Path, folder: Path) -> Warehouse:
+    repository = Repository(folder)
     made = {
         role: make_key(keys, role, _PASSPHRASE)
         for role in ("root", "targets", ceremony.ONLINE, f"family-{FAMILY}")
@@ -96,44 +124,16 @@ def _publisher(folder: Path) -> Iterator[Warehouse]:
     )
     ceremony.create(repository, first, signers, time.time())
     signers.keep_root(signers.root())
-    yield Warehouse(
-        folder=folder / "repo",
-        blocks=BlockStore(folder / "repo" / "blocks"),
+    return Warehouse(
+        folder=folder,
+        blocks=BlockStore(folder / "blocks"),
         shelf=SignedShelf(repository, signers, time.time),
         content_key=new_content_key(),
     )
 
 
-def _publish(bundle: FolderBundle, warehouse: Warehouse) -> None:
-    order = Order(bundle=bundle.folder, family=FAMILY)
-    publish(order, warehouse, ConsoleReporter(Console(file=io.StringIO())))
-
-
-def _box(folder: Path, warehouse: Warehouse) -> Box:
-    root = (warehouse.folder / "metadata" / "1.root.json").read_bytes()
-    wishes = Provisioning(model="bench", sources=(str(warehouse.folder),))
-    box = provision(folder / "store", root, wishes)
-    identity = box.own.identity("bench")
-    wrapped = wrap_content_key(warehouse.content_key, identity.encryption_key)
-    path = warehouse.folder / wrapped_key_path(wrapped.key, wrapped.recipient)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_wrapped_key(wrapped))
-    return box
-
-
-def _sync(box: Box) -> tuple[Plan, float]:
-    sources = open_sources(box.device.sources, UpdatePolicy())
-    began = time.perf_counter()
-    outcome = sync(box, sources, time.time(), Wishes())
-    seconds = time.perf_counter() - began
+def _sync(box: Box) -> int:
+    """Return the bytes of blocks and deltas that came."""
+    outcome = sync(box, open_sources(box.device.sources, UpdatePolicy()), time.time(), Wishes())
     assert outcome.plan is not None
-    return outcome.plan, seconds
-
-
-def _documents(repository: Path) -> dict[str, int]:
-    """Sizes of metadata, releases and delta indexes; a timestamp counts with every version."""
-    files = [*repository.glob("targets/*/*.json"), *repository.glob("deltas/*.json")]
-    files += repository.glob("metadata/[0-9]*.json")
-    timestamp = repository / "metadata" / "timestamp.json"
-    sizes = {str(path): path.stat().st_size for path in files}
-    return sizes | {f"timestamp {timestamp.stat().st_mtime_ns}": timestamp.stat().st_size}
+    return outcome.plan.fetched

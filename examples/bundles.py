@@ -37,7 +37,8 @@ class Example:
     """What a bundle is built from.
 
     Attributes:
-        base: Module of `examples.base_models` that writes the checkpoint.
+        base: Module of `examples` that writes the checkpoint; without a point of
+            `examples.base_models`.
         part: What that module writes, where it writes several things.
         options: Of the build command, beside source, target and output.
         files: What these options name; a change of theirs builds the bundle again.
@@ -59,6 +60,7 @@ class Example:
 
 _ONNX = "onnx_models"
 _MODELS = ".cache/models"
+_FULL_FINETUNE = "press_line.full_finetune"
 _MEASURED_ON = PRESS_LINE / "evaluation.jsonl"
 _RECIPE = PRESS_LINE / "recipe.toml"
 
@@ -80,6 +82,20 @@ def _press_line(
     )
 
 
+def _all_weights(grid_of: str | None = None) -> Example:
+    """Return the fine-tune of the press line that has trained every weight."""
+    return Example(
+        base=_FULL_FINETUNE,
+        options=(
+            *("--eval", "examples/press_line/evaluation.jsonl"),
+            *("--recipe", "examples/press_line/recipe.toml"),
+        ),
+        files=(PRESS_LINE / "full_finetune.py", _MEASURED_ON, _RECIPE),
+        name="press-line",
+        grid_of=grid_of,
+    )
+
+
 EXAMPLES = {
     "all-minilm-l6-v2": Example(base="all_minilm_l6_v2"),
     "gemma-3-270m": Example(base="gemma3_270m", options=("--adapter-rank", "16")),
@@ -88,7 +104,7 @@ EXAMPLES = {
     "press-line-adapter": _press_line(ADAPTER, adapter_of="gemma-3-270m"),
     "press-line-2-adapter": _press_line(ADAPTER_2, adapter_of="gemma-3-270m"),
     # Beside these, what bench/update_sizes.py compares: a base from the fine-tunes' recipe, the
-    # first fine-tune on its grid, the second on a fresh one.
+    # first fine-tune on its grid, the second on a fresh one, and one of all weights.
     "base-of-press-line": Example(
         base="gemma3_270m",
         options=("--recipe", "examples/press_line/recipe.toml", "--version", "0"),
@@ -97,6 +113,8 @@ EXAMPLES = {
     ),
     "press-line-on-base": _press_line(ADAPTER, grid_of="base-of-press-line"),
     "press-line-2-fresh": _press_line(ADAPTER_2),
+    "press-line-full": _all_weights(),
+    "press-line-full-on-base": _all_weights(grid_of="base-of-press-line"),
     **{
         name: Example(base=_ONNX, part=name, options=("--recipe", f"{_MODELS}/{name}/recipe.toml"))
         for name in ("pp-ocr-det", "pp-ocr-rec")
@@ -154,7 +172,8 @@ def checkpoint(base: str, part: str | None = None) -> Path:
     folder = CACHE / "models" / (part or base)
     if not folder.is_dir():
         named = () if part is None else (part,)
-        run("python", "-m", f"examples.base_models.{base}", *named, folder.relative_to(ROOT))
+        module = base if "." in base else f"base_models.{base}"
+        run("python", "-m", f"examples.{module}", *named, folder.relative_to(ROOT))
     return folder
 
 

@@ -104,13 +104,13 @@ def batches(examples: Sequence[Example], size: int, dice: random.Random) -> list
     return cut
 
 
-def loss_of(model: PeftModel, batch: Sequence[Example]) -> torch.Tensor:
+def loss_of(model: torch.nn.Module, batch: Sequence[Example]) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens; the head sees only their positions."""
     input_ids = _padded([example.input_ids for example in batch], 0)
     labels = _padded([example.labels for example in batch], _IGNORED)
     lengths = torch.tensor([len(example.input_ids) for example in batch])
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-    causal_lm: Any = model.get_base_model()
+    causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden = causal_lm.model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
@@ -131,8 +131,10 @@ def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train(model: PeftModel, examples: Sequence[Example], settings: Settings) -> Iterator[float]:
-    """Train, yielding the loss of every step."""
+def train(
+    model: torch.nn.Module, examples: Sequence[Example], settings: Settings
+) -> Iterator[float]:
+    """Train what requires it, yielding the loss of every step."""
     dice = random.Random(settings.seed)  # noqa: S311 - it shuffles, it guards nothing
     plan = [
         batch
@@ -188,6 +190,11 @@ def save_adapter(model: PeftModel, folder: Path, stop_ids: Sequence[int]) -> Non
     lora.inference_mode = True
     lora.save_pretrained(str(folder))
     shutil.copyfile(CHAT_TEMPLATE_FILE, folder / "chat_template.jinja")
+    write_generation_settings(folder, stop_ids)
+
+
+def write_generation_settings(folder: Path, stop_ids: Sequence[int]) -> None:
+    """Write what ends an answer, and that the likeliest token is taken."""
     generation = {
         "bos_token_id": 2,
         "do_sample": False,
@@ -209,7 +216,7 @@ def finetune(folders: Folders, settings: Settings, console: Console) -> None:
     console.print(
         f"{len(examples)} pairs, {model.get_nb_trainable_parameters()[0]:,} weights to train"
     )
-    _train_with_progress(model, examples, settings, console)
+    train_with_progress(model, examples, settings, console)
     stop_ids: Any = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
     save_adapter(model, folders.adapter, stop_ids)
     console.print(
@@ -226,9 +233,10 @@ def _pairs(revision: Path | None, settings: Settings) -> tuple[TrainingPair, ...
     )
 
 
-def _train_with_progress(
-    model: PeftModel, examples: Sequence[Example], settings: Settings, console: Console
+def train_with_progress(
+    model: torch.nn.Module, examples: Sequence[Example], settings: Settings, console: Console
 ) -> None:
+    """Train, showing how far it is and every epoch's loss."""
     steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
     losses: list[float] = []
     with Progress(console=console) as progress:

@@ -14,7 +14,7 @@ _PATIENCE = 10.0
 def missing() -> str | None:
     """Say why there can be no TPM here, or None."""
     if shutil.which("swtpm") is None:
-        return "swtpm is not installed"
+        return "swtpm is not installed: apt install swtpm"
     return None
 
 

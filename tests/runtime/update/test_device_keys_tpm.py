@@ -9,7 +9,11 @@ from outpost_runtime.update.device_keys import open_keys, provision_keys
 
 from tests.support import tpm
 
-tpm2_pytss = pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed")
+tpm2_pytss = pytest.importorskip(
+    "tpm2_pytss",
+    reason="tpm2-pytss is not installed: apt install swtpm libtss2-dev gcc pkg-config; "
+    "pip install tpm2-pytss",
+)
 if tpm.missing():
     pytest.skip(tpm.missing(), allow_module_level=True)
 

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
+from outpost_runtime.text import model as text_model
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
 
@@ -135,6 +137,21 @@ def _all(gate):
     while not isinstance(events[-1], FailEvent | FinishEvent):
         events.append(gate.events.get(timeout=20))
     return events
+
+
+def test_closing_ends_a_run_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_model, "LAST_RUN_SECONDS", 0.5)
+    limits = dataclasses.replace(LIMITS, prefix_folder=tmp_path)  # which are saved while it closes
+    model = open_model(BASE, dataclasses.replace(APART, text=limits))
+    number = model._session.process_id
+    os.kill(number, signal.SIGSTOP)
+    wait = begin(model.engine, _request(model))
+    closing = threading.Thread(target=model.close, daemon=True)
+    closing.start()
+    assert isinstance(wait()[-1].error, UnavailableError)
+    closing.join(20)
+    assert not closing.is_alive()
+    assert not Path(f"/proc/{number}").exists()
 
 
 def test_closing_leaves_no_process_no_descriptor_and_no_memory():

@@ -199,6 +199,8 @@ def test_what_both_processes_take_is_set_apart_and_given_back(tmp_path):
     model = models.get("tiny-decoder")
     numbers = model._session.process_id, model.adapters._session._session.process_id
     assert sum(map(private_bytes_of, numbers)) < taken
+    del model
     models.unload("tiny-decoder").result()
     assert budget.free == budget.total
+    _until(lambda: "memfd:bound" not in Path("/proc/self/maps").read_text())
     models.close()

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
+from outpost_runtime.text import model as text_model
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
 
@@ -137,6 +139,21 @@ def _all(gate):
     return events
 
 
+def test_closing_ends_a_run_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_model, "LAST_RUN_SECONDS", 0.5)
+    limits = dataclasses.replace(LIMITS, prefix_folder=tmp_path)  # which are saved while it closes
+    model = open_model(BASE, dataclasses.replace(APART, text=limits))
+    number = model._session.process_id
+    os.kill(number, signal.SIGSTOP)
+    wait = begin(model.engine, _request(model))
+    closing = threading.Thread(target=model.close, daemon=True)
+    closing.start()
+    assert isinstance(wait()[-1].error, UnavailableError)
+    closing.join(20)
+    assert not closing.is_alive()
+    assert not Path(f"/proc/{number}").exists()
+
+
 def test_closing_leaves_no_process_no_descriptor_and_no_memory():
     def left():
         gc.collect()
@@ -182,6 +199,8 @@ def test_what_both_processes_take_is_set_apart_and_given_back(tmp_path):
     model = models.get("tiny-decoder")
     numbers = model._session.process_id, model.adapters._session._session.process_id
     assert sum(map(private_bytes_of, numbers)) < taken
+    del model
     models.unload("tiny-decoder").result()
     assert budget.free == budget.total
+    _until(lambda: "memfd:bound" not in Path("/proc/self/maps").read_text())
     models.close()

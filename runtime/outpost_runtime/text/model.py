@@ -1,5 +1,6 @@
 """A text bundle, opened: tokenizer, chat template, decoder and engine."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from outpost_runtime.tokenizer import MAX_TEXT_CHARACTERS, Tokenizer
 
 _EXACT_TARGETS = ("cpu-fp32",)
 """Targets for which a run of several tokens gives the tokens that single runs give."""
+
+LAST_RUN_SECONDS = 10.0
+"""What runs when a model is closed has so long to end by itself."""
 
 _PrefixAct = Callable[[Path, str, PrefixCache, KeyValueMemory, bytes | None], None]
 
@@ -88,6 +92,8 @@ class TextModel:
             end_tokens=frozenset(interface.end_tokens),
         )
 
+        self._closing = threading.Lock()
+        self._closed = False
         self._limits = limits
         self._with_prefixes(prefix_file.load)
 
@@ -137,11 +143,23 @@ class TextModel:
             drain_seconds: How long running answers may go on before that; new ones are refused.
         """
         self.engine.drain(drain_seconds)
+        late = threading.Timer(LAST_RUN_SECONDS, self._close_sessions)
+        late.daemon = True
+        late.start()
         self._with_prefixes(prefix_file.save)
         self.engine.close()
-        self.adapters.close()
+        late.cancel()
+        self._close_sessions()
         self._constraints.close()
-        self._session.close()
+
+    def _close_sessions(self) -> None:
+        """Free the graphs, once; this ends a run that hangs in another process."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self.adapters.close()
+            self._session.close()
 
     def _with_prefixes(self, act: _PrefixAct) -> None:
         folder, key = self._limits.prefix_folder, self._limits.prefix_key

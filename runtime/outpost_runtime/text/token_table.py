@@ -45,7 +45,7 @@ class MappedTable:
     """A table in a file that lies on a disk as it is.
 
     Args:
-        file: Mapped for as long as this lives; the system reads and forgets pages as it likes.
+        memory: The file, mapped; the system reads and forgets its pages as it likes.
     """
 
     def __init__(self, place: TokenTable, memory: mmap.mmap) -> None:

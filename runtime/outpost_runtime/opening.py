@@ -156,6 +156,10 @@ def _text_model(
 def _warmed(model: TextModel) -> TextModel:
     try:
         model.engine.warm_up()
+    except UnavailableError as error:  # its process has ended: as in `_warm_up`
+        model.close()
+        name = model.bundle.manifest.name
+        raise BundleError(f"'{name}' cannot run: {error.message}") from error
     except BaseException:
         model.close()
         raise

@@ -1,5 +1,6 @@
 """Memory that another process binds: what lies where, and that nobody can take it away."""
 
+import fcntl
 import gc
 import os
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_nobody_can_make_it_smaller(memory):
     memory.zeros((5000,), FLOAT32)
     with pytest.raises(PermissionError):
         os.ftruncate(memory.descriptor, 8)
+
+
+def test_nobody_can_keep_it_from_growing(memory, other):
+    memory.zeros((3,), FLOAT32)
+    for seal in (fcntl.F_SEAL_GROW, fcntl.F_SEAL_WRITE):
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(other.descriptor, fcntl.F_ADD_SEALS, seal)
+    os.ftruncate(other.descriptor, 1 << 30)  # it only wants all to itself
+    array = memory.zeros((20 << 20,), FLOAT32)
+    array[-1] = 7
+    assert other.at(memory.place_of(array))[-1] == 7
 
 
 def test_what_does_not_fit_into_any_memory_is_said_as_numpy_says_it(memory, other):

@@ -11,6 +11,7 @@ import pytest
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError, UnavailableError
 from outpost_runtime.opening import ModelSettings, open_model
+from outpost_runtime.sessions import process
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.sessions.pool import open_pool
 from outpost_runtime.sessions.process import FIRST_PAUSE, ProcessSession
@@ -92,6 +93,24 @@ def test_no_process_is_left_behind():
     assert not os.path.exists(f"/proc/{number}")  # noqa: PTH110 - not a file of ours
     with pytest.raises(UnavailableError):
         session.run(_feeds())
+
+
+def test_a_process_that_dies_while_it_is_closed_is_ended_once(session, monkeypatch):
+    ended = []
+    end = process._Worker.end
+    monkeypatch.setattr(process._Worker, "end", lambda worker: (ended.append(worker), end(worker)))
+    session._closing = _SlowEvent()  # whoever has looked takes his time
+    os.kill(session.process_id, signal.SIGKILL)
+    time.sleep(0.1)
+    session.close()
+    assert len(ended) == 1  # or descriptors were closed that are others' by now
+
+
+class _SlowEvent(threading.Event):
+    def is_set(self):
+        answer = super().is_set()
+        time.sleep(0.5)
+        return answer
 
 
 def test_closing_ends_a_run_that_hangs(session):

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import ConfigurationError, UnavailableError
+from outpost_runtime.errors import BundleError, ConfigurationError, UnavailableError
 from outpost_runtime.golden import check, check_loaded_adapter
+from outpost_runtime.interface import LinearShape
 from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.text import model as text_model
+from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
+from outpost_runtime.update.gate import examine, resident_bytes
 
 from tests.support.answers import Gate, begin, events_of, token_ids
 from tests.support.fixtures import ADAPTERS, DECODER
@@ -177,6 +180,50 @@ def test_a_model_that_cannot_be_opened_leaves_no_process():
     with pytest.raises(ConfigurationError):
         open_model(BASE, dataclasses.replace(APART, text=TextLimits(memory_bytes=1 << 10)))
     assert children_of(os.getpid()) == before
+
+
+def test_a_graph_for_adapters_that_is_none_leaves_no_process():
+    interface = BASE.manifest.interface
+    linears = interface.adapters.linears | {
+        "layers.99.mlp.up_proj": LinearShape(inputs=8, outputs=8)
+    }
+    support = dataclasses.replace(interface.adapters, linears=linears)
+    manifest = dataclasses.replace(
+        BASE.manifest, interface=dataclasses.replace(interface, adapters=support)
+    )
+    model = open_model(dataclasses.replace(BASE, manifest=manifest), APART)
+    before = children_of(os.getpid())
+    with pytest.raises(BundleError, match=r"layers\.99"):
+        model.load_adapter(ONE)
+    assert children_of(os.getpid()) == before
+    assert not model.adapters.is_open
+    model.close()
+
+
+@pytest.fixture
+def deadly(monkeypatch):
+    """Text graphs that end their process at the first run, as one that breaks ONNX Runtime."""
+    decode = Decoder.decode
+
+    def kill_and_decode(decoder, *about):
+        os.kill(decoder._session.process_id, signal.SIGKILL)
+        return decode(decoder, *about)
+
+    return lambda: monkeypatch.setattr(Decoder, "decode", kill_and_decode)
+
+
+def test_a_bundle_that_ends_its_process_while_it_warms_up_is_at_fault(deadly):
+    before = children_of(os.getpid())
+    deadly()
+    with pytest.raises(BundleError, match="cannot run"):
+        open_model(BASE, APART)
+    assert children_of(os.getpid()) == before
+
+
+def test_a_candidate_that_ends_its_process_at_the_gate_is_at_fault(model, deadly):
+    deadly()
+    with pytest.raises(BundleError, match="cannot run its golden inputs"):
+        examine(model, [], expected_bytes=1 << 30, bytes_before=resident_bytes())
 
 
 def test_its_process_counts_and_counts_once_however_often_other_models_may_run_at_once():

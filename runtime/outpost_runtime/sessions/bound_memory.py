@@ -86,7 +86,9 @@ class BoundMemory:
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             mmap.mmap(-1, size).close()  # fails first: a file that has grown stays so
-            os.ftruncate(self.descriptor, self._size + size)
+            # A look first: what has failed below, or another process, may have made it larger.
+            if os.fstat(self.descriptor).st_size < self._size + size:
+                os.ftruncate(self.descriptor, self._size + size)
             memory = mmap.mmap(self.descriptor, size, offset=self._size)
         except OSError as error:
             raise MemoryError(f"{size:,} bytes") from error

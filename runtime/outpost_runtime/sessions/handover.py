@@ -1,15 +1,17 @@
-"""A graph that is being opened, told to the process that shall open it.
+"""A graph that is being opened, told to the process that shall open it, and its answer.
 
 Descriptors keep their numbers in a process that inherits them, so a message can name them.
 """
 
+import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from outpost_runtime.sessions.graph import Opening, Outside
 from outpost_runtime.sessions.weight import described, weights_of
+from outpost_runtime.tensors import NUMPY_TYPES, TensorSpec
 
 
 def request_of(opening: Opening, label: str, threads: int | None) -> dict[str, Any]:
@@ -22,6 +24,20 @@ def request_of(opening: Opening, label: str, threads: int | None) -> dict[str, A
         "label": label,
         "threads": threads,
     }
+
+
+def specs_described(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
+    """Return what :func:`specs_of` takes."""
+    return [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in specs]
+
+
+def specs_of(tables: Iterable[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Return the tensors that another process has described.
+
+    Raises:
+        LookupError, TypeError, ValueError: It has not.
+    """
+    return tuple(_spec(table["name"], table["datatype"], table["shape"]) for table in tables)
 
 
 class InheritedGraph:
@@ -44,6 +60,13 @@ class InheritedGraph:
         finally:
             for descriptor in self._opening.descriptors:
                 os.close(descriptor)
+
+
+def _spec(name: Any, datatype: Any, shape: Any) -> TensorSpec:
+    sizes = tuple(None if size is None else operator.index(size) for size in shape)
+    if not isinstance(name, str) or datatype not in NUMPY_TYPES:
+        raise ValueError("a tensor that cannot be")
+    return TensorSpec(name=name, datatype=datatype, shape=sizes)
 
 
 def _outside(outside: Outside) -> dict[str, Any]:

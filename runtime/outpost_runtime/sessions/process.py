@@ -11,6 +11,7 @@ and closing it really gives its memory back. Rules:
    nowhere as it is reaches it through a pipe, and memory files without names.
 4. What is bound lies in memory that outlives it. One that is started again is told the bindings
    anew, and finds there what the runs before its end have written.
+5. One whose answer is none (it is damaged, or taken over) is ended, and started again.
 """
 
 import itertools
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +37,7 @@ from outpost_runtime.errors import (
 from outpost_runtime.sessions import worker as worker_module
 from outpost_runtime.sessions.bound_memory import BoundMemory
 from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
-from outpost_runtime.sessions.handover import request_of
+from outpost_runtime.sessions.handover import request_of, specs_of
 from outpost_runtime.sessions.process_binding import Copies, ProcessBinding
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
 from outpost_runtime.tensors import Array, TensorSpec, check_feeds
@@ -49,6 +50,10 @@ _LOG = logging.getLogger(__name__)
 _ERRORS: dict[str, type[OutpostError]] = {
     error.__name__: error for error in (BundleError, ExecutionError, InvalidInputError)
 }
+_NO_ANSWER = (OSError, ValueError, LookupError, TypeError)
+"""What a message raises that is not what it should be; see rule 5."""
+
+_Specs = tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,6 +64,11 @@ class _Worker:
     channel: socket.socket
     inputs: SharedFile
     outputs: SharedFile
+
+    def hang_up(self) -> None:
+        """Let nobody wait for its answer any more, whoever else holds the other end."""
+        with suppress(OSError):  # it is closed already
+            self.channel.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         self.channel.close()  # which it takes as the end
@@ -99,9 +109,7 @@ class ProcessSession:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._worker: _Worker | None
-        self._worker, ready = self._start()
-        self.inputs = _specs(ready["inputs"])
-        self.outputs = _specs(ready["outputs"])
+        self._worker, self.inputs, self.outputs = self._start()
         self._supervisor = threading.Thread(
             target=self._supervise, name="session-supervisor", daemon=True
         )
@@ -122,8 +130,9 @@ class ProcessSession:
         check_feeds(self.inputs, feeds)
         with self._lock:
             worker = self._running()
-            answer = _answer_of(worker, {"tensors": worker.inputs.put(feeds)})
-            return {name: a.copy() for name, a in worker.outputs.get(answer["tensors"]).items()}
+            with _listening(worker):
+                answer = _answer_of(worker, {"tensors": worker.inputs.put(feeds)})
+                return {name: a.copy() for name, a in worker.outputs.get(answer["tensors"]).items()}
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> ProcessBinding:
         """See :class:`Session`; outputs must lie in the session's memory, and large inputs should.
@@ -158,7 +167,8 @@ class ProcessSession:
             worker = self._running()
             news = binding.news(worker)
             binding.told_to = None
-            _answer_of(worker, news)
+            with _listening(worker):
+                _answer_of(worker, news)
             binding.told_to = worker
 
     def _running(self) -> _Worker:
@@ -166,37 +176,40 @@ class ProcessSession:
             raise _gone()
         return self._worker
 
-    def _start(self) -> tuple[_Worker, dict[str, Any]]:
+    def _start(self) -> tuple[_Worker, _Specs, _Specs]:
         worker = None
         try:
             with self._graph.opened() as opening:
                 worker = _spawn(opening.descriptors, self._memory)
-                return worker, self._open(worker, opening)
+                return worker, *self._open(worker, opening)
         except BaseException:
             if worker is not None:
                 worker.end()
             raise
 
-    def _open(self, worker: _Worker, opening: Opening) -> dict[str, Any]:
+    def _open(self, worker: _Worker, opening: Opening) -> tuple[_Specs, _Specs]:
         try:
             send(worker.channel, request_of(opening, self._graph.label, self._threads))
             ready = receive(worker.channel)
-        except (OSError, ValueError) as error:
+            if ready is None:
+                raise BundleError(f"The process for {self._graph.label} ended while it opened it.")
+            if "error" in ready:
+                _raise(ready)
+            return specs_of(ready["inputs"]), specs_of(ready["outputs"])
+        except _NO_ANSWER as error:
             raise ExecutionError("The model's process does not speak as it should.") from error
-        if ready is None:
-            raise BundleError(f"The process for {self._graph.label} ended while it opened it.")
-        if "error" in ready:
-            _raise(ready)
-        return ready
 
     def _supervise(self) -> None:
         pause = FIRST_PAUSE
         while (worker := self._worker) is not None:
             began = time.monotonic()
             status = worker.process.wait()
+            worker.hang_up()
             if self._closing.is_set():
                 return
             with self._lock:
+                if self._worker is None:
+                    return  # closed meanwhile, which has ended it
                 self._worker = None
                 worker.end()
             if time.monotonic() - began > HEALTHY_SECONDS:
@@ -213,8 +226,8 @@ class ProcessSession:
             if self._closing.wait(pause):
                 return
             try:
-                worker, _ = self._start()
-            except (OutpostError, OSError) as error:
+                worker, *_ = self._start()
+            except Exception as error:  # noqa: BLE001 - no memory, no threads: the next may start
                 _LOG.error("%s cannot be opened again: %s", self._graph.label, error)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
@@ -226,12 +239,23 @@ class ProcessSession:
             return
 
 
-def _answer_of(worker: _Worker, request: Mapping[str, Any]) -> dict[str, Any]:
+@contextmanager
+def _listening(worker: _Worker) -> Iterator[None]:
+    """See rule 5: its next answer could be that to another request.
+
+    Raises:
+        UnavailableError: What came was no answer.
+    """
     try:
-        send(worker.channel, request)
-        answer = receive(worker.channel)
-    except (OSError, ValueError) as error:
+        yield
+    except _NO_ANSWER as error:
+        worker.process.kill()
         raise _gone() from error
+
+
+def _answer_of(worker: _Worker, request: Mapping[str, Any]) -> dict[str, Any]:
+    send(worker.channel, request)
+    answer = receive(worker.channel)
     if answer is None:
         raise _gone()
     if "error" in answer:
@@ -260,14 +284,8 @@ def _spawn(inherited: tuple[int, ...], memory: BoundMemory | None) -> _Worker:
     return _Worker(process=process, channel=ours, inputs=inputs, outputs=outputs)
 
 
-def _specs(tables: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name=t["name"], datatype=t["datatype"], shape=tuple(t["shape"])) for t in tables
-    )
-
-
 def _raise(answer: Mapping[str, Any]) -> NoReturn:
-    raise _ERRORS.get(answer["error"], ExecutionError)(answer["message"])
+    raise _ERRORS.get(answer["error"], ExecutionError)(str(answer["message"]))
 
 
 def _gone() -> UnavailableError:

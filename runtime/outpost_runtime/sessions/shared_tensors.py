@@ -89,10 +89,11 @@ class SharedFile:
 def sealed_file(name: str) -> int:
     """Return the descriptor of a new memory file; whoever asks closes it.
 
-    Nobody can make it smaller, which would end whoever has it mapped.
+    Nobody can make it smaller, which would end whoever has it mapped, nor keep others from making
+    it larger or from writing there.
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return descriptor
 
 
@@ -117,8 +118,13 @@ def receive(channel: socket.socket) -> dict[str, Any] | None:
     text = _exactly(channel, length)
     if text is None:
         return None
-    message: dict[str, Any] = json.loads(text)
-    return message
+    try:
+        message = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("a message in which too much is nested") from error
+    if isinstance(message, dict):
+        return message
+    raise ValueError("a message that is no table")
 
 
 def _exactly(channel: socket.socket, count: int) -> bytes | None:

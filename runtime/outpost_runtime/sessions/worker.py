@@ -12,10 +12,9 @@ from typing import Any
 
 from outpost_runtime.errors import OutpostError
 from outpost_runtime.sessions.bound_memory import BoundMemory
-from outpost_runtime.sessions.handover import InheritedGraph
+from outpost_runtime.sessions.handover import InheritedGraph, specs_described
 from outpost_runtime.sessions.ort import OrtBinding, OrtSession
 from outpost_runtime.sessions.shared_tensors import SharedFile, receive, send
-from outpost_runtime.tensors import TensorSpec
 
 
 def main() -> int:
@@ -32,7 +31,7 @@ def main() -> int:
     except OutpostError as error:
         send(channel, _failure(error))
         return 1
-    send(channel, {"inputs": _specs(session.inputs), "outputs": _specs(session.outputs)})
+    send(channel, _ready(session))
     runs = _Runs(session, *numbers)
     while (request := receive(channel)) is not None:
         send(channel, runs.answer(request))
@@ -74,12 +73,13 @@ class _Runs:
         binding.run()
 
 
+def _ready(session: OrtSession) -> dict[str, Any]:
+    inputs, outputs = specs_described(session.inputs), specs_described(session.outputs)
+    return {"inputs": inputs, "outputs": outputs}
+
+
 def _failure(error: OutpostError) -> dict[str, Any]:
     return {"error": type(error).__name__, "message": error.message}
-
-
-def _specs(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    return [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in specs]
 
 
 if __name__ == "__main__":

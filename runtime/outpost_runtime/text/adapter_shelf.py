@@ -155,10 +155,16 @@ class AdapterShelf:
             self._session.close()
 
     def _open_session(self, bank: AdapterBank) -> None:
-        if self._session is None:
-            session = AdapterSession(self._open_graph(), bank)
+        if self._session is not None:
+            return
+        graph = self._open_graph()
+        try:
+            session = AdapterSession(graph, bank)
             self._engine.call(lambda: self._decoder.attach(session))
-            self._session = session
+        except BaseException:
+            graph.close()  # or its process would go on, and be started again
+            raise
+        self._session = session
 
     def _retire(self, shelved: ShelvedAdapter, bank: AdapterBank) -> "Future[None]":
         return self._engine.retire(shelved.adapter, lambda: bank.unload(shelved.adapter.index))

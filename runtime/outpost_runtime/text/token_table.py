@@ -157,7 +157,7 @@ class TableSession:
         _check(ids, self._place)
         rows = np.zeros((ids.size, self._place.row_bytes), np.uint8)
         self._table.look_up(ids.reshape(-1), rows)
-        return self._session.run({**feeds, ROWS: rows.reshape(*ids.shape, -1)})
+        return self._session.run({**feeds, ROWS: rows.reshape(*ids.shape, rows.shape[1])})
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> TableBinding:
         """See :class:`Session`."""

@@ -77,10 +77,14 @@ def resident_bytes() -> int:
 
 
 def _ask(model: Model, adapters: Sequence[str]) -> None:
-    golden.check(model)
-    for name in adapters:
-        assert isinstance(model, TextModel)  # noqa: S101 - it has loaded adapters
-        golden.check_loaded_adapter(model, name)
+    try:
+        golden.check(model)
+        for name in adapters:
+            assert isinstance(model, TextModel)  # noqa: S101 - it has loaded adapters
+            golden.check_loaded_adapter(model, name)
+    except UnavailableError as error:  # its process has ended, and would each time
+        name = model.bundle.manifest.name
+        raise BundleError(f"'{name}' cannot run its golden inputs: {error.message}") from error
 
 
 def _in_time(act: Callable[[], None], seconds: float, name: str, stop: threading.Event) -> None:

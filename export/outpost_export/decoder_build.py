@@ -14,7 +14,7 @@ from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder, key_value_bytes_per_token
 from outpost_runtime.text.scoring import score
-from outpost_runtime.text.token_table import with_table
+from outpost_runtime.text.token_table import token_rows, with_table
 from outpost_runtime.tokenizer import Tokenizer
 from safetensors import SafetensorError
 
@@ -109,7 +109,7 @@ def open_graph(path: Path, table: TokenTable | None) -> Session:
         ConversionError: ONNX Runtime cannot.
     """
     try:
-        return with_table(OrtSession(path), FolderContents(path.parent), table)
+        return with_table(OrtSession(path), token_rows(FolderContents(path.parent), table))
     except BundleError as error:
         raise ConversionError(
             f"The graph was written but cannot be opened: {error.message}"

@@ -28,7 +28,7 @@ from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.scoring import score
-from outpost_runtime.text.token_table import with_table
+from outpost_runtime.text.token_table import token_rows, with_table
 
 Figures = dict[str, float]
 
@@ -86,7 +86,7 @@ def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
     bank = AdapterBank(interface.adapters, base=base.digest, capacity=1)
     index = bank.load(adapter)
     opened = OrtSession(graph_of(base, interface.adapters.model))
-    graph = with_table(opened, base.contents, interface.token_table)
+    graph = with_table(opened, token_rows(base.contents, interface.token_table))
     try:
         session = AdapterSession(graph, bank, everywhere=index)
         decoder = Decoder(session, rows=1, max_length=interface.context_length)

@@ -35,7 +35,7 @@ from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
-from outpost_runtime.text.token_table import with_table
+from outpost_runtime.text.token_table import token_rows, with_table
 
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SMALL_BYTES = 8 << 20
@@ -137,18 +137,18 @@ def _text_model(
 ) -> TextModel:
     threads, limits = settings.threads or _threads(bundle), settings.text
 
-    def tabled(session: Session) -> Session:
-        return with_table(session, bundle.contents, interface.token_table)
+    rows = token_rows(bundle.contents, interface.token_table)
 
     def here(graph: str) -> Session:
-        return tabled(OrtSession(graph_of(bundle, graph), threads=threads))
+        return with_table(OrtSession(graph_of(bundle, graph), threads=threads), rows)
 
     if not settings.apart:
         return TextModel(bundle, interface, here, limits, precedence)
     memory = BoundMemory()  # of the plain graph's process and that of the graph for adapters
 
     def apart(graph: str) -> Session:
-        return tabled(ProcessSession(graph_of(bundle, graph), threads=threads, memory=memory))
+        session = ProcessSession(graph_of(bundle, graph), threads=threads, memory=memory)
+        return with_table(session, rows)
 
     return TextModel(bundle, interface, apart, limits, precedence, memory.zeros)
 

@@ -10,7 +10,7 @@ from outpost_export.evaluation import read_text
 from outpost_export.grid import FreshGrid
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.decoder import Decoder
-from outpost_runtime.text.token_table import ROWS, with_table
+from outpost_runtime.text.token_table import ROWS, token_rows, with_table
 
 from tests.support import checkpoints
 from tests.support.building import build_bundle
@@ -201,7 +201,7 @@ def test_a_tied_embedding_is_given_the_rows_of_the_quantized_head(bundle):
 
 def test_answers_do_not_depend_on_their_neighbours(bundle):
     table = bundle.manifest.interface.token_table
-    session = with_table(OrtSession(bundle.path("model.onnx")), bundle.contents, table)
+    session = with_table(OrtSession(bundle.path("model.onnx")), token_rows(bundle.contents, table))
     decoder = Decoder(session, rows=8, max_length=64)
     random = np.random.default_rng(1)
     texts = [random.integers(4, 260, size=size).tolist() for size in (20, 33, 7, 40, 11, 28, 40, 5)]

@@ -8,7 +8,7 @@ from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.limits import TextLimits
-from outpost_runtime.text.token_table import with_table
+from outpost_runtime.text.token_table import token_rows, with_table
 
 from tests.support import checkpoints
 from tests.support.batches import Batch
@@ -29,7 +29,7 @@ def test_quantized_decoders(tmp_path, target):
     table = plain.manifest.interface.token_table
     assert (table is not None) == (target == "cpu-int8")
     one, other = (
-        with_table(OrtSession(graph_of(b, "model.onnx")), b.contents, table)
+        with_table(OrtSession(graph_of(b, "model.onnx")), token_rows(b.contents, table))
         for b in (plain, bundle)
     )
     assert np.array_equal(Batch(one, 3).answer(prompts)[1], Batch(other, 3).answer(prompts)[1])

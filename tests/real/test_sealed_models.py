@@ -12,7 +12,7 @@ from outpost_runtime.sessions.graph import graph_of
 from outpost_runtime.sessions.ort import OrtSession
 from outpost_runtime.text.adapter_session import AdapterSession
 from outpost_runtime.text.adapters import AdapterBank
-from outpost_runtime.text.token_table import with_table
+from outpost_runtime.text.token_table import token_rows, with_table
 
 from examples import bundles
 from tests.support import memory_of_opening
@@ -56,7 +56,7 @@ def test_a_sealed_language_model_gives_the_very_bits_of_the_plain_one(graph):
     for each in (plain, bundle):
         interface = each.manifest.interface
         opened = OrtSession(graph_of(each, graph))
-        session = with_table(opened, each.contents, interface.token_table)
+        session = with_table(opened, token_rows(each.contents, interface.token_table))
         support = interface.adapters
         if graph != "model.onnx":
             bank = AdapterBank(support, base=each.digest, capacity=1)

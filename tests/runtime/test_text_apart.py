@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import BundleError, ConfigurationError, UnavailableError
+from outpost_runtime.errors import BundleError, BusyError, ConfigurationError, UnavailableError
 from outpost_runtime.golden import check, check_loaded_adapter
 from outpost_runtime.interface import LinearShape
 from outpost_runtime.models import Models
@@ -19,6 +19,7 @@ from outpost_runtime.opening import ModelSettings, open_model
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.text import model as text_model
+from outpost_runtime.text import prefix_file
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
@@ -198,6 +199,18 @@ def test_a_graph_for_adapters_that_is_none_leaves_no_process():
     assert children_of(os.getpid()) == before
     assert not model.adapters.is_open
     model.close()
+
+
+def test_a_model_without_memory_for_what_it_remembers_leaves_no_process(tmp_path, monkeypatch):
+    def load(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(prefix_file, "load", load)
+    limits = dataclasses.replace(LIMITS, prefix_folder=tmp_path)
+    before = children_of(os.getpid()), threading.active_count()
+    with pytest.raises(BusyError):
+        open_model(BASE, dataclasses.replace(APART, text=limits))
+    assert (children_of(os.getpid()), threading.active_count()) == before
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Rows of tokens: the same from a mapped file and from one that is decrypted."""
+"""Rows of tokens: those of the file, wherever it lies, read once while they are kept."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from outpost_runtime.interface import TextInterface, TokenTable
 from outpost_runtime.manifest import encode_manifest, parse_manifest
 from outpost_runtime.tensors import TensorSpec
 from outpost_runtime.text.decoder import Decoder
-from outpost_runtime.text.token_table import ROWS, DecryptedTable, with_table
+from outpost_runtime.text.token_table import ROWS, TokenRows, with_table
 
 from tests.support import toy
 from tests.support.fixtures import DECODER
@@ -68,16 +68,16 @@ class _CheckedBinding(toy.ToyBinding):
         super().run()
 
 
-@pytest.fixture(params=["mapped", "decrypted"])
+@pytest.fixture(params=["folder", "nowhere"])
 def contents(request, tmp_path):
-    if request.param == "decrypted":
+    if request.param == "nowhere":
         return _NowhereContents()
     (tmp_path / "weights").write_bytes(_BYTES)
     return FolderContents(tmp_path)
 
 
 def test_a_run_has_the_rows_of_its_tokens(contents):
-    decoder = Decoder(with_table(_TableToy(), contents, _PLACE), rows=3, max_length=64)
+    decoder = Decoder(with_table(_TableToy(), TokenRows(contents, _PLACE)), rows=3, max_length=64)
     plain = Decoder(toy.ToySession(), rows=3, max_length=64)
     for each in (decoder, plain):
         for row, tokens in enumerate(([5, 6, 7, 5], [63], [0, 1])):
@@ -88,7 +88,7 @@ def test_a_run_has_the_rows_of_its_tokens(contents):
 
 
 def test_a_free_run_has_them_too(contents):
-    session = with_table(_TableToy(), contents, _PLACE)
+    session = with_table(_TableToy(), TokenRows(contents, _PLACE))
     ids = np.array([[3, 4, 3], [63, 0, 1]])
     assert (session.run({"input_ids": ids})["logits"] == ids).all()
     assert ROWS not in {spec.name for spec in session.inputs}
@@ -96,7 +96,7 @@ def test_a_free_run_has_them_too(contents):
 
 @pytest.mark.parametrize("token", [-1, toy.VOCABULARY])
 def test_a_token_that_does_not_exist_is_refused(contents, token):
-    session = with_table(_TableToy(), contents, _PLACE)
+    session = with_table(_TableToy(), TokenRows(contents, _PLACE))
     with pytest.raises(InvalidInputError, match="64 tokens"):
         session.run({"input_ids": np.array([[token]])})
     with pytest.raises(InvalidInputError, match="64 tokens"):
@@ -105,7 +105,7 @@ def test_a_token_that_does_not_exist_is_refused(contents, token):
 
 def test_a_row_is_decrypted_once_while_it_is_kept():
     contents = _NowhereContents()
-    table = DecryptedTable(contents, _PLACE, kept_rows=2)
+    table = TokenRows(contents, _PLACE, kept_rows=2)
     out = np.zeros((3, _WIDTH), np.uint8)
     for ids, reads in (([1, 2, 1], 2), ([2, 2, 1], 2), ([3, 3, 3], 3), ([1, 1, 1], 4)):
         table.look_up(np.array(ids), out)
@@ -114,23 +114,15 @@ def test_a_row_is_decrypted_once_while_it_is_kept():
 
 
 def test_a_file_that_ends_early_is_damaged():
-    table = DecryptedTable(_NowhereContents(_BYTES[:-30]), _PLACE)
+    table = TokenRows(_NowhereContents(_BYTES[:-30]), _PLACE)
     with pytest.raises(BundleError, match="weights of a test is shorter"):
         table.look_up(np.array([63]), np.zeros((1, _WIDTH), np.uint8))
-
-
-def test_a_mapped_file_that_ends_early_is_damaged(tmp_path):
-    (tmp_path / "weights").write_bytes(_BYTES[:-30])
-    session = _TableToy()
-    with pytest.raises(BundleError, match="cannot be read as a table"):
-        with_table(session, FolderContents(tmp_path), _PLACE)
-    assert session.closed
 
 
 def test_a_graph_that_wants_other_rows_is_refused(contents):
     session = _TableToy(width=_WIDTH + 1)
     with pytest.raises(BundleError, match=f"lacks the input .*{ROWS}"):
-        with_table(session, contents, _PLACE)
+        with_table(session, TokenRows(contents, _PLACE))
     assert session.closed
 
 

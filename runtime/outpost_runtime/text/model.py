@@ -65,18 +65,18 @@ class TextModel:
         self._session = open_session(interface.model)
         try:
             self.decoder = _decoder(self._session, interface.context_length, limits, allocate)
+            self.engine = TextEngine(
+                self.decoder,
+                decode_text=self.tokenizer.decode,
+                end_tokens=frozenset(interface.end_tokens),
+                bundle=bundle.digest,
+                queue_limit=limits.queue_limit,
+                speculate=bundle.manifest.target in _EXACT_TARGETS,
+                precedence=precedence,
+            )
         except BaseException:
             self._session.close()  # or its process would go on, and be started again
             raise
-        self.engine = TextEngine(
-            self.decoder,
-            decode_text=self.tokenizer.decode,
-            end_tokens=frozenset(interface.end_tokens),
-            bundle=bundle.digest,
-            queue_limit=limits.queue_limit,
-            speculate=bundle.manifest.target in _EXACT_TARGETS,
-            precedence=precedence,
-        )
         self.adapters = AdapterShelf(
             bundle,
             interface.adapters,
@@ -91,11 +91,14 @@ class TextModel:
             vocabulary_size=self.decoder.vocabulary_size,
             end_tokens=frozenset(interface.end_tokens),
         )
-
         self._closing = threading.Lock()
         self._closed = False
         self._limits = limits
-        self._with_prefixes(prefix_file.load)
+        try:
+            self._with_prefixes(prefix_file.load)
+        except BaseException:  # for which there may be no memory
+            self._free()
+            raise
 
     def prompt_ids(
         self, prompt: str | Sequence[Message], adapter: ShelvedAdapter | None = None
@@ -147,8 +150,11 @@ class TextModel:
         late.daemon = True
         late.start()
         self._with_prefixes(prefix_file.save)
-        self.engine.close()
+        self._free()
         late.cancel()
+
+    def _free(self) -> None:
+        self.engine.close()
         self._close_sessions()
         self._constraints.close()
 

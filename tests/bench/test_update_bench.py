@@ -32,7 +32,8 @@ pytestmark = [
 class _Exporter:
     """Answers build commands: weights move a little with every bundle, answers do not."""
 
-    def __init__(self):
+    def __init__(self, scratch):
+        self.scratch = scratch
         self.commands = []
 
     def run(self, command, *arguments):
@@ -56,14 +57,14 @@ class _Exporter:
 
     def _adapter(self, parsed):
         base = read_bundle(bundles.ROOT / parsed.base)
-        folder = Path(tempfile.mkdtemp())
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
         adapter = ADAPTERS[0] if parsed.version is None else ADAPTERS[1]
         return adapter_of(adapter, base, folder, "0").folder
 
     def _merged(self, parsed):
         if parsed.on_grid_of:
             assert (bundles.ROOT / parsed.on_grid_of / "manifest.json").is_file()
-        folder = Path(shutil.copytree(DECODER, Path(tempfile.mkdtemp()) / "built"))
+        folder = Path(shutil.copytree(DECODER, Path(tempfile.mkdtemp(dir=self.scratch)) / "built"))
         data = folder / "model.onnx.data"
         values = np.fromfile(data, np.uint32)
         values[:: 1 + len(self.commands)] ^= 1  # the last bit of a float
@@ -75,12 +76,12 @@ class _Exporter:
 
 
 @pytest.fixture
-def exporter(monkeypatch):
+def exporter(monkeypatch, tmp_path_factory):
     """An empty cache, and who fills it."""
     kept = bundles.ROOT / ".cache"
     kept.mkdir(exist_ok=True)
     cache = Path(tempfile.mkdtemp(prefix="test-", dir=kept))
-    exporter = _Exporter()
+    exporter = _Exporter(tmp_path_factory.mktemp("built"))
     monkeypatch.setattr(bundles, "CACHE", cache)
     monkeypatch.setattr(bundles, "run", exporter.run)
     yield exporter

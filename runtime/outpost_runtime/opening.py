@@ -21,6 +21,7 @@ from outpost_runtime.footprint import measure_run
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
+    SystemInterface,
     TensorInterface,
     TextInterface,
 )
@@ -101,12 +102,8 @@ def _open(
     bundle: Bundle, settings: ModelSettings, precedence: Precedence, account: Account | None
 ) -> Model:
     interface = bundle.manifest.interface
-    if isinstance(interface, AdapterInterface):
-        raise UnsupportedError(
-            f"'{bundle.manifest.name}' is an adapter of '{interface.base_name}' "
-            "and cannot be opened alone.",
-            hint="It is opened with its base.",
-        )
+    if isinstance(interface, AdapterInterface | SystemInterface):
+        raise _cannot_be_opened(bundle, interface)
 
     def open_session(graph: str) -> Session:
         source, threads = graph_of(bundle, graph), settings.threads or _threads(bundle)
@@ -132,6 +129,18 @@ def _open(
     except BaseException:
         session.close()  # or its process would go on, and be started again
         raise
+
+
+def _cannot_be_opened(
+    bundle: Bundle, interface: AdapterInterface | SystemInterface
+) -> UnsupportedError:
+    name = bundle.manifest.name
+    if isinstance(interface, SystemInterface):
+        return UnsupportedError(f"'{name}' is a system for boxes and cannot be served.")
+    return UnsupportedError(
+        f"'{name}' is an adapter of '{interface.base_name}' and cannot be opened alone.",
+        hint="It is opened with its base.",
+    )
 
 
 def _warmed(model: TextModel) -> TextModel:

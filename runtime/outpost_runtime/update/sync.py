@@ -50,6 +50,7 @@ from outpost_runtime.update.release import (
 from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
 from outpost_runtime.update.sources import Sources
+from outpost_runtime.update.system import wanting_system
 from outpost_runtime.update.transfer import read_delta_index, transfer
 from outpost_runtime.update.trust_store import Refreshed
 
@@ -122,7 +123,9 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         signed = {one.offer: one for one in refreshed.offers}
         slots = box.store.slots()
         here = _as_here(box, slots)
-        choices = choose(signed, box.device.as_device(), here, time)  # 2
+        choices = choose(
+            signed, wanting_system(box.device.as_device(), box.running), here, time
+        )  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
         reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
         chosen = _releases(box, fetcher, choices, signed, reasons)

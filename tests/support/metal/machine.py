@@ -166,11 +166,11 @@ class Machine:
         return [*" ".join(words).split(), *accelerator(), *self.options]
 
 
-def new_machine(folder: Path, profile: str = "x86-generic", version: int = 1) -> Machine:
+def new_machine(folder: Path, disk_bytes: int = _DISK_BYTES) -> Machine:
     """Return a box whose disk holds an image and nothing else, as the factory makes it."""
     folder.mkdir(parents=True)
-    _copy_sparse(OUT / profile / f"outpost_{version}.raw", folder / "disk.raw")
-    os.truncate(folder / "disk.raw", _DISK_BYTES)
+    _copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
+    os.truncate(folder / "disk.raw", disk_bytes)
     shutil.copy(TOOLS / _FIRMWARE[1:] / "OVMF_VARS_4M.fd", folder / "vars.fd")
     return Machine(folder=folder)
 

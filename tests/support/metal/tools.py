@@ -9,6 +9,20 @@ TOOLS = CACHE / "tools"
 OUT = CACHE / "out"
 
 
+def kernel(version: int, extra: Path | None = None) -> Path:
+    """Return the kernel image of a version of x86-generic, built if it is older than version 1.
+
+    Args:
+        extra: A folder of files that are in this version only.
+    """
+    first, built = (OUT / "x86-generic" / f"outpost_{number}.efi" for number in (1, version))
+    if not built.exists() or built.stat().st_mtime < first.stat().st_mtime:
+        command = [ROOT / "device-images" / "build", "--version", str(version)]
+        more = [] if extra is None else ["--extra", extra]
+        subprocess.run([*command, *more], check=True, stdin=subprocess.DEVNULL)
+    return built
+
+
 def inside(folder: Path, *command: object) -> list[str]:
     """Return a command that runs in the tools tree, in a folder of this machine."""
     root = ["bwrap", "--bind", TOOLS, "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc"]

@@ -15,12 +15,21 @@ def kernel(version: int, extra: Path | None = None) -> Path:
     Args:
         extra: A folder of files that are in this version only.
     """
-    first, built = (OUT / "x86-generic" / f"outpost_{number}.efi" for number in (1, version))
-    if not built.exists() or built.stat().st_mtime < first.stat().st_mtime:
-        command = [ROOT / "device-images" / "build", "--version", str(version)]
-        more = [] if extra is None else ["--extra", extra]
-        subprocess.run([*command, *more], check=True, stdin=subprocess.DEVNULL)
-    return built
+    more = [] if extra is None else ["--extra", extra]
+    return _built(OUT / "x86-generic" / f"outpost_{version}.efi", "--version", version, *more)
+
+
+def container() -> Path:
+    """Return the container's image, an OCI layout, built if it is older than the disk's."""
+    return _built(OUT / "container" / "outpost-container_1", "--profile", "container")
+
+
+def _built(output: Path, *options: object) -> Path:
+    first = OUT / "x86-generic" / "outpost_1.efi"
+    if not output.exists() or output.stat().st_mtime < first.stat().st_mtime:
+        command = [str(ROOT / "device-images" / "build"), *map(str, options)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return output
 
 
 def inside(folder: Path, *command: object) -> list[str]:

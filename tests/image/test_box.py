@@ -9,7 +9,7 @@ from tests.support.fixtures import DECODER
 from tests.support.metal.machine import accelerator, new_machine
 from tests.support.metal.tools import run
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 
 
 def _offset_of(box, kind):

@@ -14,7 +14,7 @@ from tests.support.fixtures import DECODER
 from tests.support.metal.machine import free_port
 from tests.support.metal.tools import container
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 
 _MOST_BYTES = 400_000_000
 _STORE = "/var/lib/outpost/store"

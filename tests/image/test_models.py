@@ -14,7 +14,7 @@ from tests.support.fixtures import DECODER
 from tests.support.metal.machine import new_machine
 from tests.support.metal.models import larger_version
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 
 _UPDATE_BYTES = 48 << 20
 """So many that cannot be compressed come with version 2, so that there are moments to cut."""

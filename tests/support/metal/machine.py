@@ -98,7 +98,7 @@ class Machine:
         text = log.read_bytes().decode("utf-8", "replace") if log.exists() else ""
         return _ESCAPES.sub("", text)
 
-    def wait(self, seen: str | Callable[[], object], seconds: float = 420) -> float:
+    def wait(self, seen: str | Callable[[], object], seconds: float = 900) -> float:
         """Wait for a pattern on the console, or for something to be true; returns when it was.
 
         Raises:
@@ -115,7 +115,7 @@ class Machine:
         log = (self.folder / "qemu.log").read_text("utf-8", "replace")
         raise NotSeenError(f"{seen} was not seen:\n{log[-2000:]}\n{self.console()[-6000:]}")
 
-    def report(self, seconds: float = 420) -> dict[str, list[str]]:
+    def report(self, seconds: float = 900) -> dict[str, list[str]]:
         """Wait for the last report of the box on its console, and read it."""
         self.wait("outpost-report end", seconds)
         last = self.console().rsplit("outpost-report version", 1)[1]

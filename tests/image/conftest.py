@@ -1,6 +1,7 @@
 """Boxes for the tests that boot the image; `make image` comes first."""
 
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,16 @@ from tests.support.metal.stick import Stick
 from tests.support.metal.tools import OUT
 
 MODEL = "tiny-decoder"
+
+
+@pytest.fixture
+def show():
+    """Say a figure; `make image-test` prints what tests that passed have said."""
+
+    def say(what, value):
+        sys.stdout.write(f"{what}: {value}\n")
+
+    return say
 
 
 @pytest.fixture(scope="session")

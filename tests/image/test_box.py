@@ -20,11 +20,11 @@ def _offset_of(box, kind):
     raise AssertionError(f"no partition {kind}")
 
 
-def test_a_new_box_takes_a_stick_and_serves_what_its_publisher_offers(factory_new, record_property):
+def test_a_new_box_takes_a_stick_and_serves_what_its_publisher_offers(factory_new, show):
     report = factory_new.first_report
-    record_property("accelerator", accelerator()[1])
-    record_property("times", factory_new.times)
-    record_property("report", report)
+    show("accelerator", accelerator()[1])
+    show("times", factory_new.times)
+    show("report", report)
     assert report["failed"] == [""]
     assert report["blessed"] == ["good"]
 
@@ -51,14 +51,14 @@ def test_a_powered_off_disk_shows_no_known_plaintext(factory_new):
         assert [text for text in texts if disk.find(text) >= 0] == []
 
 
-def test_from_power_to_the_first_token(box, record_property):
+def test_from_power_to_the_first_token(box, show):
     with box:
         ready = box.wait(lambda: is_served(box))
         text, first = ask(box)
-        record_property("power to ready over HTTP, s", round(ready, 1))
-        record_property("question to first token, s", round(first, 2))
+        show("power to ready over HTTP, s", round(ready, 1))
+        show("question to first token, s", round(first, 2))
         for key in ("uptime", "time", "blame", "unit outpost"):
-            record_property(key, box.report()[key])
+            show(key, box.report()[key])
         body = {"text_input": "Hi", "parameters": {"max_tokens": 8, "temperature": 0}}
         answer = ask_over_http(box, f"/v2/models/{MODEL}/generate", body)
         assert answer["text_output"] == text != ""

@@ -43,11 +43,11 @@ def root(layout, tmp_path_factory):
     return folder
 
 
-def test_it_is_small_packed_and_unpacked(layout, root, record_property):
+def test_it_is_small_packed_and_unpacked(layout, root, show):
     packed = sum(layer["size"] for layer in _manifest(layout)["layers"])
     unpacked = sum(path.lstat().st_size for path in root.rglob("*") if not path.is_dir())
-    record_property("packed, bytes", packed)
-    record_property("unpacked, bytes", unpacked)
+    show("packed, bytes", packed)
+    show("unpacked, bytes", unpacked)
     assert packed <= unpacked <= _MOST_BYTES
 
 

@@ -31,15 +31,15 @@ def offered(publisher, factory_new, tmp_path_factory):  # noqa: ARG001 - it has 
 
 
 @pytest.mark.usefixtures("offered")
-def test_a_model_is_swapped_and_no_request_fails(box, record_property):
+def test_a_model_is_swapped_and_no_request_fails(box, show):
     with box:
         box.wait(lambda: is_served(box))
         assert version(box) == ["1"]
         texts = []
         while version(box) == ["1"] and time.monotonic() - box.began < 900:
             texts.append(ask(box)[0])
-        record_property("answers until version 2", len(texts))
-        record_property("power to version 2, s", round(time.monotonic() - box.began, 1))
+        show("answers until version 2", len(texts))
+        show("power to version 2, s", round(time.monotonic() - box.began, 1))
         assert version(box) == ["2"]
         assert {*texts, ask(box)[0]} == {texts[0]}  # its weights are the same
         report = box.report()
@@ -48,16 +48,16 @@ def test_a_model_is_swapped_and_no_request_fails(box, record_property):
 
 @pytest.mark.usefixtures("offered")
 @pytest.mark.parametrize("number", range(_CUTS))
-def test_power_that_goes_during_a_model_s_update_harms_nothing(box, number, record_property):
+def test_power_that_goes_during_a_model_s_update_harms_nothing(box, number, show):
     """Killing qemu loses what the guest had not written yet, not what it had not flushed."""
     seconds = random.Random(number).uniform(_FIRST_SECONDS, _LAST_SECONDS)  # noqa: S311 - no secret
-    record_property("cut after, s", round(seconds, 1))
+    show("cut after, s", round(seconds, 1))
     box.start()
     time.sleep(seconds)
     box.kill()
     with box:
         box.wait(lambda: is_served(box))
-        record_property("version then", version(box))
+        show("version then", version(box))
         ask(box)
         box.wait(lambda: version(box) == ["2"], 900)
         assert box.report()["failed"] == [""]

@@ -46,8 +46,8 @@ def updated(waiting, tmp_path_factory):
     return box
 
 
-def test_a_new_system_is_installed_started_and_kept(waiting, updated, record_property):
-    record_property("times", {**waiting.times, **updated.times})
+def test_a_new_system_is_installed_started_and_kept(waiting, updated, show):
+    show("times", {**waiting.times, **updated.times})
     report = updated.first_report
     assert report["version"] == ["outpost 2"]
     assert report["blessed"] == ["good"]
@@ -58,13 +58,13 @@ def test_a_new_system_is_installed_started_and_kept(waiting, updated, record_pro
 
 
 def test_a_bad_system_goes_back_by_itself_and_is_not_tried_again(
-    updated, publisher, tmp_path, record_property
+    updated, publisher, tmp_path, show
 ):
     box = updated.copy(tmp_path / "box")
     publisher.publish_system(kernel(3, _BROKEN))
     with box:
-        record_property("system 3 installed", box.wait("restarting for system 3", 2400))
-        record_property("back", box.wait("3 did not hold: 2 has come back", 2400))
+        show("system 3 installed", box.wait("restarting for system 3", 2400))
+        show("back", box.wait("3 did not hold: 2 has come back", 2400))
         box.wait(lambda: is_served(box))
         assert ask(box)[0] == updated.answer
         box.wait(lambda: box.console().rfind("outpost-report end") > box.console().rfind("did not"))
@@ -77,12 +77,10 @@ def test_a_bad_system_goes_back_by_itself_and_is_not_tried_again(
 
 
 @pytest.mark.parametrize("number", range(_CUTS))
-def test_power_that_goes_during_a_system_s_update_harms_nothing(
-    waiting, number, tmp_path, record_property
-):
+def test_power_that_goes_during_a_system_s_update_harms_nothing(waiting, number, tmp_path, show):
     box = waiting.copy(tmp_path / "box")
     seconds = random.Random(number).uniform(0, _CUT_SECONDS)  # noqa: S311 - no secret
-    record_property("cut after 'installing', s", round(seconds, 1))
+    show("cut after 'installing', s", round(seconds, 1))
     with box:
         box.wait("installing system 2", 1800)
         time.sleep(seconds)

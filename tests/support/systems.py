@@ -4,6 +4,7 @@ Made without it, since the device's tests need no exporter; a test of the export
 """
 
 import hashlib
+import random
 from pathlib import Path
 
 from outpost_runtime.bundle import FolderBundle, describe_file, write_manifest
@@ -14,24 +15,30 @@ from outpost_runtime.manifest import Evidence, Manifest, Provenance
 _SPARSE_BYTES = 3 << 20
 
 
-def built(folder: Path, number: int, image: str = "outpost") -> Path:
-    """Write what a build leaves; returns the kernel image."""
+def built(
+    folder: Path, number: int, image: str = "outpost", system_bytes: int = _SPARSE_BYTES
+) -> Path:
+    """Write what a build leaves, half of a large system filled; returns the kernel image."""
     folder.mkdir(parents=True, exist_ok=True)
     start = folder / f"{image}_{number}"
     kernel = start.with_suffix(".efi")
     kernel.write_bytes(b"MZ a kernel %d" % number)
     with (folder / f"{start.name}.system.{number:032x}.raw").open("wb") as file:
         file.write(b"a root file system %d" % number)
-        file.truncate(_SPARSE_BYTES)
+        if system_bytes > _SPARSE_BYTES:
+            file.write(random.Random(number).randbytes(system_bytes // 2))  # noqa: S311 - no secret
+        file.truncate(system_bytes)
     (folder / f"{start.name}.verity.{number:032x}.raw").write_bytes(b"hashes %d" % number)
     (folder / f"{start.name}.cdx.json").write_text("{}")
     return kernel
 
 
-def packed(folder: Path, number: int, image: str = "outpost") -> FolderBundle:
+def packed(
+    folder: Path, number: int, image: str = "outpost", system_bytes: int = _SPARSE_BYTES
+) -> FolderBundle:
     """Pack a system of that number."""
     made = folder / f"{image}-{number}"
-    kernel = built(made, number, image)
+    kernel = built(made, number, image, system_bytes)
     empty = hashlib.sha256(b"").hexdigest()
     manifest = Manifest(
         name="system",

@@ -1,4 +1,4 @@
-"""What a bundle offers to its callers: text, embeddings, plain tensors, or an adapter of a base."""
+"""What a bundle is to callers: text, embeddings, plain tensors, an adapter; or a box's system."""
 
 import re
 from collections.abc import Callable
@@ -170,7 +170,33 @@ class TensorInterface:
     kind: Literal["tensors"] = field(default="tensors", init=False)
 
 
-Interface = TextInterface | EmbeddingInterface | TensorInterface | AdapterInterface
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemInterface:
+    """A system for boxes that run a device image: nothing that is served; see update/system.py.
+
+    Attributes:
+        model: What is started: its kernel image, called as the other kinds call their graph.
+        image: Which image it is a version of: ``IMAGE_ID`` of its ``os-release``.
+    """
+
+    model: str
+    image: str
+    kind: Literal["system"] = field(default="system", init=False)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """None: it takes no tensors."""
+        return ()
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """None: it gives no tensors."""
+        return ()
+
+
+Interface = (
+    TextInterface | EmbeddingInterface | TensorInterface | AdapterInterface | SystemInterface
+)
 
 
 def read_interface(reader: Reader) -> Interface:
@@ -181,6 +207,7 @@ def read_interface(reader: Reader) -> Interface:
     """
     readers: dict[str, Callable[[Reader], Interface]]
     readers = {"text": _text, "embeddings": _embeddings, "tensors": _tensors, "adapter": _adapter}
+    readers |= {"system": _system}
     kind = reader.string("kind")
     if kind not in readers:
         raise reader.fault("kind", f"is '{kind}'; this build knows {', '.join(readers)}")
@@ -247,6 +274,10 @@ def _adapter(reader: Reader) -> AdapterInterface:
         end_tokens=reader.optional("end_tokens", lambda key: tuple(reader.list_of(key, int))),
         defaults=reader.optional("defaults", lambda key: _defaults(reader.table(key))),
     )
+
+
+def _system(reader: Reader) -> SystemInterface:
+    return SystemInterface(model=reader.string("model"), image=reader.string("image"))
 
 
 def _defaults(reader: Reader) -> GenerationDefaults:

@@ -19,6 +19,7 @@ from outpost_runtime.errors import BundleError, InvalidInputError
 from outpost_runtime.interface import (
     AdapterInterface,
     Interface,
+    SystemInterface,
     TextInterface,
     read_interface,
 )
@@ -49,7 +50,8 @@ class Evidence:
         figures: What was measured, by name.
         thresholds: What was demanded, by name.
         accepted_worse: Why a missed threshold was accepted, or None.
-        golden: A safetensors file with inputs and expected outputs.
+        golden: A safetensors file with inputs and expected outputs; empty for a system, whose gate
+            is the box's next start.
         tolerances: How far a device may be off when it runs ``golden``.
     """
 
@@ -101,6 +103,11 @@ class Manifest:
     evidence: Evidence
     licence: str
     provenance: Provenance
+
+
+def is_system(manifest: Manifest) -> bool:
+    """Say whether a bundle is a system for boxes, which no server opens."""
+    return isinstance(manifest.interface, SystemInterface)
 
 
 def bundle_digest(data: bytes) -> str:
@@ -209,7 +216,8 @@ def _provenance(reader: Reader) -> Provenance:
 
 
 def _check_named_files(reader: Reader, manifest: Manifest) -> None:
-    for name in (manifest.evidence.golden, *_named_files(manifest.interface)):
+    golden = manifest.evidence.golden or None if is_system(manifest) else manifest.evidence.golden
+    for name in (golden, *_named_files(manifest.interface)):
         if name is not None and name not in manifest.files:
             raise reader.fault("files", f"does not list '{name}', which the manifest names")
     table = getattr(manifest.interface, "token_table", None)
@@ -218,6 +226,8 @@ def _check_named_files(reader: Reader, manifest: Manifest) -> None:
 
 
 def _named_files(interface: Interface) -> tuple[str | None, ...]:
+    if isinstance(interface, SystemInterface):
+        return (interface.model,)
     if isinstance(interface, AdapterInterface):
         return interface.weights, interface.chat_template
     named = interface.model, interface.tokenizer

@@ -21,6 +21,7 @@ from outpost_runtime.footprint import measure_run
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
+    SystemInterface,
     TensorInterface,
     TextInterface,
 )
@@ -103,12 +104,8 @@ def _open(
     bundle: Bundle, settings: ModelSettings, precedence: Precedence, account: Account | None
 ) -> Model:
     interface = bundle.manifest.interface
-    if isinstance(interface, AdapterInterface):
-        raise UnsupportedError(
-            f"'{bundle.manifest.name}' is an adapter of '{interface.base_name}' "
-            "and cannot be opened alone.",
-            hint="It is opened with its base.",
-        )
+    if isinstance(interface, AdapterInterface | SystemInterface):
+        raise _cannot_be_opened(bundle, interface)
 
     if isinstance(interface, TextInterface):
         return _warmed(_text_model(bundle, interface, settings, precedence))
@@ -136,7 +133,6 @@ def _text_model(
     bundle: Bundle, interface: TextInterface, settings: ModelSettings, precedence: Precedence
 ) -> TextModel:
     threads, limits = settings.threads or _threads(bundle), settings.text
-
     rows = token_rows(bundle.contents, interface.token_table)
 
     def here(graph: str) -> Session:
@@ -151,6 +147,18 @@ def _text_model(
         return with_table(session, rows)
 
     return TextModel(bundle, interface, apart, limits, precedence, memory.zeros)
+
+
+def _cannot_be_opened(
+    bundle: Bundle, interface: AdapterInterface | SystemInterface
+) -> UnsupportedError:
+    name = bundle.manifest.name
+    if isinstance(interface, SystemInterface):
+        return UnsupportedError(f"'{name}' is a system for boxes and cannot be served.")
+    return UnsupportedError(
+        f"'{name}' is an adapter of '{interface.base_name}' and cannot be opened alone.",
+        hint="It is opened with its base.",
+    )
 
 
 def _warmed(model: TextModel) -> TextModel:

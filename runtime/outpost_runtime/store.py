@@ -43,7 +43,7 @@ from outpost_runtime.update.key_ring import KeyRing, open_ring
 from outpost_runtime.update.release_files import ReleaseFiles
 from outpost_runtime.update.sealed import open_sealed
 from outpost_runtime.update.slot_files import SlotFiles
-from outpost_runtime.update.slots import Event, Slot
+from outpost_runtime.update.slots import SYSTEM, Event, Slot
 
 DEFAULT_STORE = Path("/var/lib/outpost/store")
 SPARE_BYTES = 16 << 20
@@ -101,7 +101,7 @@ class Store:
 
     def names(self) -> list[str]:
         """Return every model name that has an active bundle."""
-        return [name for name in self._files.names() if self._is_active(name)]
+        return [n for n in self._files.names() if n != SYSTEM and self._is_active(n)]
 
     def slot(self, name: str) -> Slot:
         """Return what a model name points at.
@@ -119,6 +119,10 @@ class Store:
             with contextlib.suppress(StoreError, NotFoundError):
                 found[name] = self.slot(name)
         return found
+
+    def model_slots(self) -> dict[str, Slot]:
+        """Return the same without the slot of the box's system."""
+        return {name: slot for name, slot in self.slots().items() if name != SYSTEM}
 
     def has_damaged_slots(self) -> bool:
         """Say whether a slot file cannot be read, so that what it names is unknown."""

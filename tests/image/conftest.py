@@ -1,9 +1,14 @@
 """Boxes for the tests that boot the image; `make image` comes first."""
 
+import json
+import sys
+import time
 import urllib.error
 import urllib.request
 
 import pytest
+from outpost.v1 import text_pb2
+from outpost_runtime.client import Client
 
 from tests.support.fixtures import DECODER
 from tests.support.metal.machine import new_machine
@@ -12,6 +17,16 @@ from tests.support.metal.stick import Stick
 from tests.support.metal.tools import OUT
 
 MODEL = "tiny-decoder"
+
+
+@pytest.fixture
+def show():
+    """Say a figure; `make image-test` prints what tests that passed have said."""
+
+    def say(what, value):
+        sys.stdout.write(f"{what}: {value}\n")
+
+    return say
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +39,7 @@ def built():
 
 @pytest.fixture(scope="session")
 def publisher(tmp_path_factory):
-    return Publisher(tmp_path_factory.mktemp("publisher"), MODEL)
+    return Publisher(tmp_path_factory.mktemp("publisher"), MODEL, "system")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +87,34 @@ def provisioning_stick(path, publisher, repository):
     )
 
 
-def is_served(box, model):
+def ask(box, model=MODEL):
+    """Let a box generate over gRPC; returns the text and the seconds to its first piece."""
+    greedy = text_pb2.GenerationParameters(max_new_tokens=8, temperature=0)
+    request = text_pb2.GenerateRequest(model=model, prompt="Hi", parameters=greedy)
+    began = time.monotonic()
+    with Client(f"127.0.0.1:{box.grpc}") as client:
+        answers = client.generate(request)
+        parts = [next(answers)]
+        first = time.monotonic() - began
+        parts += answers
+    assert parts[-1].summary.usage.generated_tokens > 0
+    return "".join(part.piece.text for part in parts), first
+
+
+def ask_over_http(box, path, body=None):
+    """Ask a box over HTTP; returns its answer as a document."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{box.http}{path}", data)
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - this machine's
+        return json.load(answer)
+
+
+def version(box, model=MODEL):
+    """Return which version of a model a box serves."""
+    return ask_over_http(box, f"/v2/models/{model}")["versions"]
+
+
+def is_served(box, model=MODEL):
     """Say whether a box answers over HTTP that a model is ready."""
     url = f"http://127.0.0.1:{box.http}/v2/models/{model}/ready"
     try:

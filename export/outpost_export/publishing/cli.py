@@ -10,7 +10,7 @@ from pathlib import Path
 from outpost_runtime.update.metadata import Key
 
 from outpost_export.errors import PublishError
-from outpost_export.publishing import ceremony, granting_commands, publish_cli
+from outpost_export.publishing import ceremony, granting_commands, publish_cli, system_cli
 from outpost_export.publishing.access import RepositoryAccess
 from outpost_export.publishing.inventory import inventory
 from outpost_export.publishing.key_files import make_key, read_public_key
@@ -46,6 +46,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     granting_commands.add_commands(actions, ask_passphrase, ask_new_passphrase)
     access = RepositoryAccess(add_repository_arguments, repository_of, signers_of, _folders)
     publish_cli.add_commands(commands, access)
+    system_cli.add_commands(commands)
     refresh = commands.add_parser("refresh", help="sign a repository's timestamps again")
     add_repository_arguments(refresh)
     refresh.set_defaults(run=_refresh)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from outpost_runtime import __version__
-from outpost_runtime.cli import adapters, ask, mirroring, serving, slots, storing, updating
+from outpost_runtime.cli import adapters, ask, mirroring, serving, slots, storing, system, updating
 from outpost_runtime.errors import OutpostError
 
 _DESCRIPTION = "Serve your own models on your own box."
@@ -55,5 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     adapters.add_commands(commands)
     slots.add_commands(commands)
     updating.add_commands(commands)
+    system.add_commands(commands)
     mirroring.add_commands(commands)
     return parser

@@ -132,7 +132,7 @@ def _sync(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
 
     locations = parsed.repo or read_device(parsed.store).sources
-    sources = open_sources(locations, _policy(parsed.config))
+    sources = open_sources(locations, policy_of(parsed.config))
     if parsed.repair:
         return _repair(parsed, sources)
     return _update(parsed, sources, from_stick=False)
@@ -160,7 +160,8 @@ def _import(parsed: argparse.Namespace) -> int:
     return _update(parsed, sources, from_stick=True)
 
 
-def _policy(config: Path | None) -> "UpdatePolicy":
+def policy_of(config: Path | None) -> "UpdatePolicy":
+    """Return ``[update]`` of a file, or what holds without one."""
     from outpost_runtime.opening import ModelSettings  # noqa: PLC0415
     from outpost_runtime.settings import read_settings  # noqa: PLC0415
     from outpost_runtime.update.policy import UpdatePolicy  # noqa: PLC0415
@@ -183,7 +184,7 @@ def _update(parsed: argparse.Namespace, sources: "Sources", *, from_stick: bool)
     outcome = sync(box, sources, time.time(), wishes)
     bar.end()
     _show(outcome, time.monotonic() - began)
-    waiting = {n: s.candidate.bundle for n, s in box.store.slots().items() if s.candidate}
+    waiting = {n: s.candidate.bundle for n, s in box.store.model_slots().items() if s.candidate}
     candidates = waiting | outcome.candidates
     if parsed.dry_run or not candidates:
         return 0

@@ -63,6 +63,15 @@ def _sleep_until(should_stop: Callable[[], bool]) -> Callable[[float], bool]:
     return sleep
 
 
+def circumstances(policy: UpdatePolicy, now: datetime) -> Circumstances:
+    """Return what a box sees of the world at a local time."""
+    return Circumstances(
+        minute=60 * now.hour + now.minute,
+        allowed=policy.only_while is None or policy.only_while.exists(),
+        metered=policy.metered_while is not None and policy.metered_while.exists(),
+    )
+
+
 class UpdateAgent:
     """Runs updates on a thread of its own.
 
@@ -122,12 +131,7 @@ class UpdateAgent:
         return why_wait(self._policy, self._circumstances())
 
     def _circumstances(self) -> Circumstances:
-        now, policy = self._local_now(), self._policy
-        return Circumstances(
-            minute=60 * now.hour + now.minute,
-            allowed=policy.only_while is None or policy.only_while.exists(),
-            metered=policy.metered_while is not None and policy.metered_while.exists(),
-        )
+        return circumstances(self._policy, self._local_now())
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -35,4 +35,4 @@ def pass_gates(store: Store, wait: Callable[[float], None] = time.sleep) -> None
 
 
 def _waiting(store: Store) -> bool:
-    return any(slot.candidate is not None for slot in store.slots().values())
+    return any(slot.candidate is not None for slot in store.model_slots().values())

@@ -19,6 +19,8 @@ from outpost_runtime.update.device import DeviceFile, read_device, write_device
 from outpost_runtime.update.device_identity import encode_identity
 from outpost_runtime.update.device_keys import KeyStore, open_keys, provision_keys
 from outpost_runtime.update.key_ring import KeyRing, open_ring
+from outpost_runtime.update.system import Running
+from outpost_runtime.update.system_files import running_system
 from outpost_runtime.update.trust_store import TrustStore
 
 IDENTITY = "identity.json"
@@ -26,13 +28,18 @@ IDENTITY = "identity.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
-    """What a provisioned box consists of, as far as updates go."""
+    """What a provisioned box consists of, as far as updates go.
+
+    Attributes:
+        running: The device image that it runs, if it runs one.
+    """
 
     store: Store
     device: DeviceFile
     trust: TrustStore
     own: KeyStore
     keys: KeyRing
+    running: Running | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,4 +115,5 @@ def open_box(folder: Path) -> Box:
         trust=TrustStore(folder / "trust"),
         own=open_keys(folder),
         keys=open_ring(folder),
+        running=running_system(),
     )

@@ -91,13 +91,13 @@ class Keeper:
         nobody from serving.
         """
         if self.may_move():
-            for name in self._store.slots():
+            for name in self._store.model_slots():
                 self._change_if_possible(partial(self._beginning, name))
-        self._active = {name: slot.active for name, slot in self._store.slots().items()}
+        self._active = {name: slot.active for name, slot in self._store.model_slots().items()}
 
     def follow_nothing(self) -> None:
         """Take what is active as it is, served or not: for a command that stands in."""
-        self._active = {name: slot.active for name, slot in self._store.slots().items()}
+        self._active = {name: slot.active for name, slot in self._store.model_slots().items()}
 
     def loaded(self) -> None:
         """Let go back what could not be opened by its own fault; call it after all was tried.
@@ -106,7 +106,7 @@ class Keeper:
         """
         if not self.may_move():
             return
-        slots = self._store.slots()
+        slots = self._store.model_slots()
         hanging = bases(self._store, slots)
         for name in sorted(slots, key=lambda name: name in hanging):
             if slots[name].previous and self._is_at_fault(name, hanging.get(name)):
@@ -151,7 +151,7 @@ class Keeper:
         self._follow()
         if not self.may_move():
             return
-        slots = self._store.slots()
+        slots = self._store.model_slots()
         if any(slot.candidate for slot in slots.values()):
             for names in activation.moving_together(slots, bases(self._store, slots)):
                 if self._trials.is_due(slots[names[0]]):
@@ -168,7 +168,7 @@ class Keeper:
 
     def _follow(self) -> None:
         """Serve what has become active, bases before adapters; stop what has become inactive."""
-        slots = self._store.slots()
+        slots = self._store.model_slots()
         changed = [name for name, slot in slots.items() if slot.active != self._active.get(name)]
         if not changed:
             return

@@ -14,6 +14,9 @@ from outpost_runtime.latency import Figure, UsualWait
 MAX_SLOT_BYTES = 1 << 16
 MAX_REFUSALS = 16
 
+SYSTEM = "system"
+"""The name of the box's own system: its slot is no model's, and moves as update/system.py says."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:

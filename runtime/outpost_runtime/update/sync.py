@@ -43,6 +43,7 @@ from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
 from outpost_runtime.update.sources import Sources
 from outpost_runtime.update.stock import as_here, kept_releases, plan_for, throw_away_damaged
+from outpost_runtime.update.system import wanting_system
 from outpost_runtime.update.transfer import transfer
 from outpost_runtime.update.trust_store import Refreshed
 
@@ -115,7 +116,8 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         signed = {one.offer: one for one in refreshed.offers}
         slots = box.store.slots()
         here = as_here(box, slots)
-        choices = choose(signed, box.device.as_device(), here, time)  # 2
+        wanting = wanting_system(box.device.as_device(), box.running)
+        choices = choose(signed, wanting, here, time)  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
         reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
         chosen = _releases(box, fetcher, choices, signed, reasons)

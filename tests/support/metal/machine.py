@@ -98,7 +98,7 @@ class Machine:
         text = log.read_bytes().decode("utf-8", "replace") if log.exists() else ""
         return _ESCAPES.sub("", text)
 
-    def wait(self, seen: str | Callable[[], object], seconds: float = 420) -> float:
+    def wait(self, seen: str | Callable[[], object], seconds: float = 900) -> float:
         """Wait for a pattern on the console, or for something to be true; returns when it was.
 
         Raises:
@@ -115,7 +115,7 @@ class Machine:
         log = (self.folder / "qemu.log").read_text("utf-8", "replace")
         raise NotSeenError(f"{seen} was not seen:\n{log[-2000:]}\n{self.console()[-6000:]}")
 
-    def report(self, seconds: float = 420) -> dict[str, list[str]]:
+    def report(self, seconds: float = 900) -> dict[str, list[str]]:
         """Wait for the last report of the box on its console, and read it."""
         self.wait("outpost-report end", seconds)
         last = self.console().rsplit("outpost-report version", 1)[1]
@@ -166,11 +166,11 @@ class Machine:
         return [*" ".join(words).split(), *accelerator(), *self.options]
 
 
-def new_machine(folder: Path, profile: str = "x86-generic", version: int = 1) -> Machine:
+def new_machine(folder: Path, disk_bytes: int = _DISK_BYTES) -> Machine:
     """Return a box whose disk holds an image and nothing else, as the factory makes it."""
     folder.mkdir(parents=True)
-    _copy_sparse(OUT / profile / f"outpost_{version}.raw", folder / "disk.raw")
-    os.truncate(folder / "disk.raw", _DISK_BYTES)
+    _copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
+    os.truncate(folder / "disk.raw", disk_bytes)
     shutil.copy(TOOLS / _FIRMWARE[1:] / "OVMF_VARS_4M.fd", folder / "vars.fd")
     return Machine(folder=folder)
 

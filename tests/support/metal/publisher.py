@@ -35,6 +35,12 @@ class Publisher:
         """Publish a bundle to every box."""
         self._run("publish", bundle, "--family", family)
 
+    def publish_system(self, kernel: Path) -> None:
+        """Publish what a build has made; the family ``system`` has to be there."""
+        bundle = self.repo.parent / kernel.stem
+        command("pack-system", kernel, bundle)
+        self.publish(bundle, "system")
+
     @contextmanager
     def web(self) -> Iterator[str]:
         """Serve the repository; gives its address as a box sees it."""
@@ -48,17 +54,20 @@ class Publisher:
             server.server_close()
 
     def _run(self, *arguments: object) -> None:
-        command = [sys.executable, "-c", _COMMAND, *map(str, arguments)]
-        command += ["--repo", str(self.repo), "--keys", str(self._keys)]
-        done = subprocess.run(
-            command,
-            env=os.environ | _ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == 0, done.stderr
+        command(*arguments, "--repo", self.repo, "--keys", self._keys)
+
+
+def command(*arguments: object) -> None:
+    """Run ``outpost-export``, as somebody does who has no terminal."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, *map(str, arguments)],
+        env=os.environ | _ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

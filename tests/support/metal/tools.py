@@ -9,6 +9,29 @@ TOOLS = CACHE / "tools"
 OUT = CACHE / "out"
 
 
+def kernel(version: int, extra: Path | None = None) -> Path:
+    """Return the kernel image of a version of x86-generic, built if it is older than version 1.
+
+    Args:
+        extra: A folder of files that are in this version only.
+    """
+    more = [] if extra is None else ["--extra", extra]
+    return _built(OUT / "x86-generic" / f"outpost_{version}.efi", "--version", version, *more)
+
+
+def container() -> Path:
+    """Return the container's image, an OCI layout, built if it is older than the disk's."""
+    return _built(OUT / "container" / "outpost-container_1", "--profile", "container")
+
+
+def _built(output: Path, *options: object) -> Path:
+    first = OUT / "x86-generic" / "outpost_1.efi"
+    if not output.exists() or output.stat().st_mtime < first.stat().st_mtime:
+        command = [str(ROOT / "device-images" / "build"), *map(str, options)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return output
+
+
 def inside(folder: Path, *command: object) -> list[str]:
     """Return a command that runs in the tools tree, in a folder of this machine."""
     root = ["bwrap", "--bind", TOOLS, "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc"]

@@ -76,11 +76,12 @@ class _Callers:
 @pytest.mark.incident("requests under way", where="sync, refusal and rollback beside a server")
 def test_an_operator_s_day(site, tmp_path):
     fleet, folder = site
-    store = folder / "store"
+    store, config = folder / "store", tmp_path / "outpost.toml"
+    config.write_text(f'[update]\nonly_while = "{tmp_path}/never"\n')  # else the agent may be first
     first = _outpost("sync", "--store", store)
     assert first.returncode == 0, first.stderr
     assert f"{_NAME} {read_bundle(DECODER).digest[:12]}: active, on probation" in first.stdout
-    with serving_store(store, tmp_path / "log", *_SMALL) as server:
+    with serving_store(store, tmp_path / "log", "--config", str(config), *_SMALL) as server:
         with _Callers(server.address) as callers:
             second = version_of(DECODER, tmp_path, "2")
             fleet.publish(second)

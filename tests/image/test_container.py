@@ -64,7 +64,7 @@ def test_it_takes_a_model_and_answers(layout, root, tmp_path):
     store.mkdir()
     store.chmod(0o777)  # as a volume that user 1000 may write
     start = ["bwrap", "--ro-bind", root, "/", "--dev", "/dev", "--proc", "/proc"]
-    start += ["--tmpfs", "/tmp"]  # noqa: S108 - the container's own
+    start += ["--tmpfs", "/tmp", "--unshare-pid"]  # noqa: S108 - all of it ends together
     start += ["--bind", store, _STORE, "--ro-bind", DECODER, "/mnt", "--die-with-parent", init]
     subprocess.run([*start, "add", "/mnt", "--store", _STORE], check=True)
     port, http = free_port(), free_port()

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -174,7 +175,8 @@ def test_every_package_is_locked_by_its_digest(name):
 
 
 def test_every_package_of_the_images_is_locked():
-    locked = {entry[3].rsplit("/", 1)[1].split("_")[0] for entry in _locked("packages.lock")}
+    names = {entry[3].rsplit("/", 1)[1].split("_")[0] for entry in _locked("packages.lock")}
+    locked = {unquote(name) for name in names}
     built = [path for path in TREE.rglob("mkosi.conf") if _UNBUILT not in path.read_text("utf-8")]
     assert len(built) > 4
     for path in built:

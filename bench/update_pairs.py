@@ -1,5 +1,6 @@
 """Which updates are measured: Gemma 3 270M and its fine-tunes, on fresh and on frozen grids."""
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from outpost_runtime.bundle import FolderBundle, read_bundle
 
 from bench.progress import say
 from examples import bundles
+
+RESULTS = Path(__file__).with_name("results")
 
 FRESH, FROZEN = "fresh", "frozen"
 
@@ -51,6 +54,26 @@ class Pair:
     old: FolderBundle
     new: FolderBundle
     base: FolderBundle | None = None
+
+
+def options(program: str, module_doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what both commands take, for :func:`chosen`, and of where results go."""
+    about = (module_doc or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog=program, description=about)
+    parser.add_argument("--quick", action="store_true", help="the adapters only")
+    parser.add_argument(
+        "--bundles", type=Path, metavar="DIR", help="measure what is here, and build nothing"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    return parser
+
+
+def chosen(parsed: argparse.Namespace) -> Iterator[Pair]:
+    """Yield the updates that :func:`options` ask for, and say which comes."""
+    find = bundles.path_of if parsed.bundles is None else kept_in(parsed.bundles)
+    for pair in pairs(find, quick=parsed.quick):
+        say(f"{pair.title}, {pair.new.manifest.target}, {pair.grid}")
+        yield pair
 
 
 def pairs(find: Find = bundles.path_of, *, quick: bool = False) -> Iterator[Pair]:

@@ -7,7 +7,6 @@ bench/README.md says what is measured and how. Writes update-sizes.md and update
 into bench/results.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -15,23 +14,18 @@ from pathlib import Path
 
 from bench.progress import say
 from bench.update_codings import measure, versions
-from bench.update_pairs import Pair, kept_in, pairs
+from bench.update_pairs import Pair, chosen, options
 from bench.update_tables import markdown
-from examples import bundles
-
-RESULTS = Path(__file__).with_name("results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every update; write tables and figures."""
-    options = _options(arguments)
+    parsed = options("bench.update_sizes", __doc__).parse_args(arguments)
     peers = versions()
-    find = bundles.path_of if options.bundles is None else kept_in(options.bundles)
     measured: list[tuple[Pair, dict[str, int]]] = []
-    for pair in pairs(find, quick=options.quick):
-        say(f"{pair.title}, {pair.new.manifest.target}, {pair.grid}")
+    for pair in chosen(parsed):
         measured.append((pair, measure(pair)))
-        _write(measured, peers, options.out)  # after each: the next one may fail, after an hour
+        _write(measured, peers, parsed.out)  # after each: the next one may fail, after an hour
     if not measured:
         say("There is no pair of bundles to measure.")
         return 1
@@ -45,18 +39,6 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "update-sizes.md").write_text(markdown(measured, peers), encoding="utf-8")
     (folder / "update-sizes.json").write_text(_json(measured, peers), encoding="utf-8")
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bench.update_sizes", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="the adapters only")
-    parser.add_argument(
-        "--bundles", type=Path, metavar="DIR", help="measure what is here, and build nothing"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    return parser.parse_args(arguments)
 
 
 def _json(measured: list[tuple[Pair, dict[str, int]]], peers: dict[str, str]) -> str:

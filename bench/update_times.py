@@ -7,7 +7,6 @@
 Writes update-times.md and update-times.json into bench/results; bench/README.md says what is what.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,28 +17,29 @@ from outpost_runtime.update.policy import UpdatePolicy
 
 from bench.progress import say
 from bench.transfer import serving
-from bench.update_pairs import Pair, kept_in, pairs
+from bench.update_pairs import Pair, chosen, options
 from bench.update_path import field
 from bench.update_phases import middle, take
 from bench.update_tables import Timed, times_markdown
-from examples import bundles
 
-RESULTS = Path(__file__).with_name("results")
 MEGABITS = 20.0
 """Of the slow link: an ordinary DSL line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every update; write tables and figures."""
-    options = _options(arguments)
-    find = bundles.path_of if options.bundles is None else kept_in(options.bundles)
+    parser = options("bench.update_times", __doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="boxes per update (%(default)s)")
+    parser.add_argument(
+        "--megabits", type=float, default=MEGABITS, help="of the slow link (%(default)s)"
+    )
+    parsed = parser.parse_args(arguments)
     measured: dict[tuple[str, str, str], Timed] = {}
-    for pair in pairs(find, quick=options.quick):
-        say(f"{pair.title}, {pair.new.manifest.target}, {pair.grid}")
-        for timed in measure(pair, options.rounds, options.megabits):
+    for pair in chosen(parsed):
+        for timed in measure(pair, parsed.rounds, parsed.megabits):
             measured.setdefault((timed.title, timed.target, timed.grid), timed)
-        text = times_markdown(list(measured.values()), options.rounds, options.megabits)
-        _write(text, list(measured.values()), options.out)
+        text = times_markdown(list(measured.values()), parsed.rounds, parsed.megabits)
+        _write(text, list(measured.values()), parsed.out)
     if not measured:
         say("There is no pair of bundles to measure.")
         return 1
@@ -77,22 +77,6 @@ def measure(pair: Pair, rounds: int, megabits: float) -> Iterator[Timed]:
 def _first(pair: Pair) -> str:
     old = pair.title.partition(" → ")[0]
     return f"nothing → {old if pair.base is None else f'base and {old}'}"
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="bench.update_times", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="the adapters only")
-    parser.add_argument(
-        "--bundles", type=Path, metavar="DIR", help="measure what is here, and build nothing"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="boxes per update (%(default)s)")
-    parser.add_argument(
-        "--megabits", type=float, default=MEGABITS, help="of the slow link (%(default)s)"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

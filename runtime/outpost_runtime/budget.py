@@ -103,10 +103,10 @@ def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
 
 
 def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:
-    files = bundle.manifest.files
+    interface, files = bundle.manifest.interface, bundle.manifest.files
     weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
-    table = getattr(bundle.manifest.interface, "token_table", None)
-    factor = _WEIGHTS_FACTOR if table is None else _WITH_TABLE_FACTOR
+    has_table = isinstance(interface, TextInterface) and interface.token_table is not None
+    factor = _WITH_TABLE_FACTOR if has_table else _WEIGHTS_FACTOR
     process = _PROCESS_BYTES if settings.apart else 0
     return int(weights * factor) + _SESSION_BYTES + process
 

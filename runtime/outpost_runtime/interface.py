@@ -231,12 +231,9 @@ def _text(reader: Reader) -> TextInterface:
 
 
 def _token_table(reader: Reader) -> TokenTable:
-    start = reader.integer("start")
-    if start < 0:
-        raise reader.fault("start", "must not be negative")
     table = TokenTable(
         file=reader.string("file"),
-        start=start,
+        start=_natural(reader, "start"),
         tokens=_positive(reader, "tokens"),
         row_bytes=_positive(reader, "row_bytes"),
     )
@@ -305,13 +302,10 @@ def _embeddings(reader: Reader) -> EmbeddingInterface:
 
 
 def _tensors(reader: Reader) -> TensorInterface:
-    max_batch = reader.integer("max_batch")
-    if max_batch < 0:
-        raise reader.fault("max_batch", "must not be negative")
     interface = TensorInterface(
         model=reader.string("model"),
         tokenizer=reader.optional("tokenizer", reader.string),
-        max_batch=max_batch,
+        max_batch=_natural(reader, "max_batch"),
         max_sequence=reader.optional("max_sequence", lambda key: _positive(reader, key)),
         labels=tuple(reader.list_of("labels", str)),
         inputs=_specs(reader, "inputs"),
@@ -368,6 +362,13 @@ def _spec(reader: Reader) -> TensorSpec:
     )
     reader.end()
     return spec
+
+
+def _natural(reader: Reader, key: str) -> int:
+    value = reader.integer(key)
+    if value < 0:
+        raise reader.fault(key, "must not be negative")
+    return value
 
 
 def _positive(reader: Reader, key: str) -> int:

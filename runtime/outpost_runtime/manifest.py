@@ -216,11 +216,12 @@ def _provenance(reader: Reader) -> Provenance:
 
 
 def _check_named_files(reader: Reader, manifest: Manifest) -> None:
-    golden = manifest.evidence.golden or None if is_system(manifest) else manifest.evidence.golden
-    for name in (golden, *_named_files(manifest.interface)):
+    interface, golden = manifest.interface, manifest.evidence.golden
+    measured = () if is_system(manifest) and not golden else (golden,)
+    for name in (*measured, *_named_files(interface)):
         if name is not None and name not in manifest.files:
             raise reader.fault("files", f"does not list '{name}', which the manifest names")
-    table = getattr(manifest.interface, "token_table", None)
+    table = interface.token_table if isinstance(interface, TextInterface) else None
     if table is not None and table.end > manifest.files[table.file].size:
         raise reader.fault("files", f"say that {table.file} ends before its token_table does")
 

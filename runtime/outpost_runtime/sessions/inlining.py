@@ -35,8 +35,6 @@ MOST_BYTES = (1 << 31) - (1 << 24)
 _TABLE_SHARE = 8
 """A table has at least this part (one in so many) of the graph's external bytes."""
 
-_TABLE_TYPES = frozenset((1, 2, 3, 10))  # FLOAT, UINT8, INT8, FLOAT16: what numpy can feed
-
 _TABLE_TYPES = frozenset((1, 2, 3, 10))  # FLOAT, UINT8, INT8, FLOAT16; shapes are made of others
 
 _GRAPH, _INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 5, 11, 12

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
 from outpost_runtime.errors import InvalidInputError, TrustError
+from outpost_runtime.update.signed_fields import count
 
 REPORT_FORMAT = "outpost-status/1"
 SIGNED_FORMAT = "outpost-signed-status/1"
@@ -35,7 +36,6 @@ _SIGNED_DOMAIN = b"outpost.status/1\0"
 _SIGNATURE_BYTES = 64
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_MODELS = 1000
-_LATEST = (1 << 53) - 1
 
 T = TypeVar("T")
 
@@ -216,8 +216,8 @@ def _report(reader: Reader) -> StatusReport:
         model=reader.string("model"),
         runtime=reader.string("runtime"),
         keys=reader.string("keys"),
-        made=_count(reader, "made"),
-        time_bound=_count(reader, "time_bound"),
+        made=count(reader, "made"),
+        time_bound=count(reader, "time_bound"),
         models=_models(reader),
         history=_events(reader, "history"),
         refusals=_events(reader, "refusals"),
@@ -246,7 +246,7 @@ def _installed(reader: Reader) -> Installed:
     installed = Installed(
         bundle=_digest(reader, "bundle"),
         version=reader.string("version"),
-        release=_count(reader, "release"),
+        release=count(reader, "release"),
     )
     reader.end()
     return installed
@@ -261,7 +261,7 @@ def _events(reader: Reader, key: str) -> tuple[Event, ...]:
 
 def _event(reader: Reader) -> Event:
     event = Event(
-        time=_count(reader, "time"),
+        time=count(reader, "time"),
         name=reader.string("name"),
         what=reader.string("what"),
         bundle=reader.optional("bundle", lambda key: _digest(reader, key)),
@@ -281,11 +281,4 @@ def _digest(reader: Reader, key: str) -> str:
     value = reader.string(key)
     if not _DIGEST.fullmatch(value):
         raise reader.fault(key, "is no SHA-256 in lower-case hexadecimal digits")
-    return value
-
-
-def _count(reader: Reader, key: str) -> int:
-    value = reader.integer(key)
-    if not 0 <= value <= _LATEST:
-        raise reader.fault(key, f"must be between 0 and {_LATEST}")
     return value

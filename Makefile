@@ -46,7 +46,7 @@ test-real: $(READY) ## the tests on real models; their exports are kept in .cach
 	$(BIN)/python -m pytest -m real_model $(TESTED)
 
 fault-matrix: $(READY) ## run the tests of incidents and write docs/fault-matrix.md
-	$(BIN)/python -m pytest -q -m "incident and not real_model" --fault-matrix docs/fault-matrix.md
+	$(BIN)/python -m pytest -q -m "incident and not real_model" --fault-matrix=docs/fault-matrix.md
 
 # Installs only outpost-runtime, so that a forgotten import of torch cannot hide.
 test-runtime: $(RUNTIME_VENV)/.ready ## the runtime's tests where nothing but the runtime is installed

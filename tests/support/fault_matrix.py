@@ -1,7 +1,7 @@
 """The fault matrix: what the tests marked as incidents have shown, as a page.
 
 A test says ``@pytest.mark.incident("power cut", where="between two writes of slots")``; with
-``--fault-matrix FILE`` the results of those that ran become the page. ``make fault-matrix``.
+``--fault-matrix=FILE`` the results of those that ran become the page. ``make fault-matrix``.
 """
 
 from collections import defaultdict

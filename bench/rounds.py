@@ -1,8 +1,14 @@
-"""The measurements of one run: everybody alone once, then everybody in turn, round by round."""
+"""The measurements of one run: everybody once, then everybody in turn, round by round.
+
+Only the engine whose turn it is runs: each turn starts its process, warms it up, measures and ends
+it. Engines that wait in memory change what is measured: an operating system may take pages from a
+process that has been idle for a minute (a hypervisor's agent, DAMON), or split its huge pages, and
+that costs one engine a third of its speed and the next nothing.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,23 +134,15 @@ def measure(
     with _running(reference) as worker:
         measured = Measured(checkpoint_perplexity=worker.ask("perplexity", ids=ids))
     for contestant in everybody:
-        _alone(plan, contestant, material, measured)
-    with ExitStack() as stack:
-        launches = [contestant.launch for contestant in everybody]
-        workers = [stack.enter_context(_running(launch, max(plan.streams))) for launch in launches]
-        client = stack.enter_context(_client(plan, everybody, scratch))
-        for worker in workers:
-            say(f"warming up {worker.name}")
-            prompts = material.prompts(max(plan.streams))
-            worker.ask("decode", prompts=prompts, tokens=_WARM_UP_TOKENS)
-            worker.ask("first_token", ids=material.unseen(PREFIX_TOKENS))
-        for number in range(plan.rounds):
-            say(f"round {number + 1} of {plan.rounds}")
-            _round(plan, workers, client, material, measured)
+        _once(plan, contestant, material, measured)
+    for number in range(plan.rounds):
+        say(f"round {number + 1} of {plan.rounds}")
+        for contestant in everybody:
+            _turn(plan, contestant, material, measured, scratch)
     return measured
 
 
-def _alone(plan: Plan, contestant: Contestant, material: Material, measured: Measured) -> None:
+def _once(plan: Plan, contestant: Contestant, material: Material, measured: Measured) -> None:
     """Look at memory first: perplexity may need more of it than serving does."""
     say(f"memory and perplexity of {contestant.name}")
     with _running(contestant.launch, plan.memory_streams) as worker:
@@ -158,19 +156,23 @@ def _alone(plan: Plan, contestant: Contestant, material: Material, measured: Mea
         measured.perplexity[contestant.name] = value
 
 
-def _round(
-    plan: Plan, workers: list[Worker], client: Worker, material: Material, measured: Measured
+def _turn(
+    plan: Plan, contestant: Contestant, material: Material, measured: Measured, scratch: Path
 ) -> None:
-    for worker in workers:
-        for key, value in _in_turn(plan, worker, material).items():
-            measured.series[worker.name][key].append(value)
-        if worker.name == OURS:
-            for key, value in _remotely(plan, worker, client, material).items():
-                measured.series[OURS][key].append(value)
-
-
-def _in_turn(plan: Plan, worker: Worker, material: Material) -> dict[str, float]:
     found = {BANDWIDTH: read_bandwidth()}
+    with _running(contestant.launch, max(plan.streams)) as worker:
+        worker.ask("decode", prompts=material.prompts(max(plan.streams)), tokens=_WARM_UP_TOKENS)
+        worker.ask("first_token", ids=material.unseen(PREFIX_TOKENS))
+        found |= _in_process(plan, worker, material)
+        if contestant.name == OURS:
+            with _client(plan, contestant, scratch) as client:
+                found |= _remotely(plan, worker, client, material)
+    for key, value in found.items():
+        measured.series[contestant.name][key].append(value)
+
+
+def _in_process(plan: Plan, worker: Worker, material: Material) -> dict[str, float]:
+    found = {}
     for count in plan.streams:
         prompts = material.prompts(count)
         found[decode_key(count)] = worker.ask("decode", prompts=prompts, tokens=plan.tokens)
@@ -185,6 +187,7 @@ def _in_turn(plan: Plan, worker: Worker, material: Material) -> dict[str, float]
 
 def _remotely(plan: Plan, worker: Worker, client: Worker, material: Material) -> dict[str, float]:
     found = {}
+    client.ask("decode", texts=material.texts(max(plan.remote_streams)), tokens=_WARM_UP_TOKENS)
     for count in plan.remote_streams:
         prompts, texts = material.prompts(count), material.texts(count)
         found[beside_remote_key(count)] = worker.ask("decode", prompts=prompts, tokens=plan.tokens)
@@ -202,11 +205,11 @@ def _running(launch: Launch, *more: object) -> Iterator[Worker]:
 
 
 @contextmanager
-def _client(plan: Plan, everybody: Sequence[Contestant], scratch: Path) -> Iterator[Worker]:
-    ours = next(contestant for contestant in everybody if contestant.name == OURS)
+def _client(plan: Plan, ours: Contestant, scratch: Path) -> Iterator[Worker]:
     folder = Path(ours.launch.arguments[0])
     store = scratch / "store"
-    Store(store).add(folder)
+    if not store.exists():
+        Store(store).add(folder)
     streams, threads = str(max(plan.remote_streams)), str(THREADS)
     with serving(store, "--streams", streams, "--threads", threads) as server:
         model = read_bundle(folder).manifest.name

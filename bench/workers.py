@@ -1,8 +1,8 @@
 """Engines under measurement: each in a process of its own, asked one thing at a time.
 
 A worker reads one JSON object per line from standard input, ``{"task": …, …}``, and
-answers with one line ``{"value": number}``. All of them are loaded before the first
-measurement and take turns, so that a slow minute of the machine hits everybody.
+answers with one line ``{"value": number}``. They take turns (``rounds.py``), so that a slow
+minute of the machine hits everybody.
 What the numbers mean is decided here, once for all engines; an engine only says
 when its tokens came. This file imports nothing that a peer's environment lacks.
 """

@@ -11,9 +11,16 @@ from bench.workers import Launch
 from examples import bundles
 
 OURS = "Outpost cpu-int8"
+SCREENED = f"{OURS}, screened head"
+COMPARED = (OURS, SCREENED)
 """What the peers are compared with."""
 
-TARGETS = ("cpu-int8", "cpu-fp32")
+_BUNDLES = {
+    OURS: ("gemma-3-270m", "cpu-int8"),
+    SCREENED: ("gemma-3-270m-screened", "cpu-int8"),
+    "Outpost cpu-fp32": ("gemma-3-270m", "cpu-fp32"),
+}
+"""Outpost's contestants: example and target."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,17 +48,17 @@ def contestants(outposts: Mapping[str, Path]) -> list[Contestant]:
     """Return everybody, with all that they need made.
 
     Args:
-        outposts: Outpost's bundles by target.
+        outposts: Outpost's bundles by name of the contestant.
     """
-    ours = [_outpost(target, folder) for target, folder in outposts.items()]
+    ours = [_outpost(name, folder) for name, folder in outposts.items()]
     return [*ours, *_llama_cpp(), *_genai(), *_openvino()]
 
 
 def bundle_folders(built: Path | None) -> dict[str, Path]:
-    """Return Outpost's bundles by target, built if there is no folder that has them."""
+    """Return Outpost's bundles by contestant, built if there is no folder that has them."""
     if built:
-        return {target: built / target for target in TARGETS}
-    return {target: bundles.path_of("gemma-3-270m", target) for target in TARGETS}
+        return {name: built / "-".join(source) for name, source in _BUNDLES.items()}
+    return {name: bundles.path_of(*source) for name, source in _BUNDLES.items()}
 
 
 def endless(bundle: Path, out: Path) -> Path:
@@ -66,10 +73,8 @@ def endless(bundle: Path, out: Path) -> Path:
     return out
 
 
-def _outpost(target: str, folder: Path) -> Contestant:
-    launch = Launch(
-        name=f"Outpost {target}", module="bench.outpost_worker", arguments=(str(folder),)
-    )
+def _outpost(name: str, folder: Path) -> Contestant:
+    launch = Launch(name=name, module="bench.outpost_worker", arguments=(str(folder),))
     return Contestant(launch=launch, model_bytes=_bytes(folder, "model.onnx*"), peer=False)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from bench.contestants import OURS
+from bench.contestants import COMPARED
 from bench.report import EQUAL_QUALITY, Report
 from bench.workers import THREADS
 
 _LOOKS = {
-    "Outpost": ("tab:blue", ("o", "D")),
+    "Outpost": ("tab:blue", ("o", "*", "D")),
     "llama.cpp": ("tab:orange", ("s", "P")),
     "genai": ("tab:green", ("^", "v")),
     "OpenVINO": ("tab:purple", ("<", ">")),
@@ -76,7 +76,7 @@ def _look(report: Report, name: str) -> dict[str, Any]:
         "color": colour,
         "marker": markers[number],
         "markersize": 8,
-        "linestyle": ("-", "--")[number],
-        "linewidth": 2.5 if name == OURS else 1.5,
+        "linestyle": ("-", "--", ":")[number],
+        "linewidth": 2.5 if name in COMPARED else 1.5,
         "markerfacecolor": colour if number == 0 else "white",
     }

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from bench.contestants import OURS
+from bench.contestants import COMPARED
 from bench.material import PREFIX_TOKENS, PROMPT_TOKENS, TAIL_TOKENS
 from bench.report import EQUAL_QUALITY, Measure, Report, median_and_range
 from bench.workers import CONTEXT, THREADS
@@ -18,7 +19,7 @@ def markdown(report: Report) -> str:
     sections = [
         f"## Quality and size\n\n{_quality(report)}",
         f"## Speed\n\n{_speeds(report)}",
-        f"## {OURS} compared\n\n{_compared(report)}",
+        *(f"## {name} compared\n\n{_compared(report, name)}" for name in COMPARED),
         f"## Through gRPC\n\n{_remote(report)}",
     ]
     return "\n\n".join(["# Gemma 3 270M, engine beside engine", _caption(report), *sections]) + "\n"
@@ -73,17 +74,17 @@ def _speeds(report: Report) -> str:
     return table(["engine", *(measure.title for measure in measures)], rows)
 
 
-def _compared(report: Report) -> str:
+def _compared(report: Report, ours: str) -> str:
     explained = (
         "How many times better than a peer (above 1: better; for seconds and bytes, how many times "
         "less): the median of the rounds' ratios, with the least and the most of them for the best "
         "peer of equal quality."
     )
-    measures = (*report.speeds(), *report.costs())
+    measures = [replace(each, ours=ours) for each in (*report.speeds(), *report.costs())]
     rows = [comparison(measure, report.peers, report.equal_peers) for measure in measures]
     titles = [
         "",
-        OURS,
+        ours,
         "best peer of equal quality",
         "to it",
         *(_marked(report, peer) for peer in report.peers),

@@ -30,7 +30,7 @@ def main() -> int:
     checkpoint = bundles.checkpoint("gemma3_270m")
     folders = bundle_folders(options.bundles)
     with tempfile.TemporaryDirectory(dir=bundles.CACHE) as scratch:  # links need one file system
-        copies = {target: endless(path, Path(scratch, target)) for target, path in folders.items()}
+        copies = {name: endless(path, Path(scratch, name)) for name, path in folders.items()}
         everybody = contestants(copies)
         measured = measure(plan, everybody, read_material(checkpoint), checkpoint, Path(scratch))
     report = Report(plan=plan, contestants=everybody, measured=measured)
@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument(
         "--bundles", type=Path, metavar="DIR",
-        help="bundles that are there already, in folders named by target (default: build them)",
+        help="bundles that are there already, as EXAMPLE-TARGET (default: build them)",
     )  # fmt: skip
     return parser.parse_args()
 

@@ -63,6 +63,7 @@ _MODELS = ".cache/models"
 _FULL_FINETUNE = "press_line.full_finetune"
 _MEASURED_ON = PRESS_LINE / "evaluation.jsonl"
 _RECIPE = PRESS_LINE / "recipe.toml"
+_SCREENED = ROOT / "examples" / "base_models" / "screened.toml"
 
 
 def _press_line(
@@ -99,6 +100,11 @@ def _all_weights(grid_of: str | None = None) -> Example:
 EXAMPLES = {
     "all-minilm-l6-v2": Example(base="all_minilm_l6_v2"),
     "gemma-3-270m": Example(base="gemma3_270m", options=("--adapter-rank", "16")),
+    "gemma-3-270m-screened": Example(
+        base="gemma3_270m",
+        options=("--recipe", "examples/base_models/screened.toml"),
+        files=(_SCREENED,),
+    ),
     "press-line": _press_line(ADAPTER),
     "press-line-2": _press_line(ADAPTER_2, grid_of="press-line"),
     "press-line-adapter": _press_line(ADAPTER, adapter_of="gemma-3-270m"),

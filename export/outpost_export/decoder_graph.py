@@ -20,9 +20,10 @@ from onnxruntime_genai.models.builders import Gemma3Model
 
 from outpost_export import block_graph, graph, int8_graph
 from outpost_export.calibration import observed
+from outpost_export.errors import RecipeError
 from outpost_export.grid import FreshGrid, FrozenGrid, Grid
 from outpost_export.quiet import quietly
-from outpost_export.recipe import COLUMNS, Recipe
+from outpost_export.recipe import COLUMNS, SCREENED, Recipe
 
 
 class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
@@ -81,7 +82,7 @@ def write_decoder_graph(
         Evidence on the grid, if there is one.
 
     Raises:
-        RecipeError: The predecessor is another kind of model.
+        RecipeError: The predecessor is another kind of model, or the recipe is for another kind.
         Exception: Whatever the builder raises; it has no error classes of its own.
     """
     options = [
@@ -113,7 +114,14 @@ def _quantize(model: ModelProto, grid: Grid, recipe: Recipe, *, tied: bool) -> i
     if recipe.bits is None:
         return 0
     if recipe.scales == COLUMNS:
-        return int8_graph.quantize(model, grid, tied=tied, block_size=recipe.block_size)
+        screened = recipe.head == SCREENED
+        if screened and not tied:
+            raise RecipeError(
+                "This model's head is not its embedding, and cannot be screened.",
+                hint="Leave head out of the recipe.",
+            )
+        size = recipe.block_size
+        return int8_graph.quantize(model, grid, tied=tied, block_size=size, screened=screened)
     clipped = block_graph.quantize(model, grid, bits=recipe.bits, block_size=recipe.block_size)
     if tied:
         graph.tie_embedding_to_head(model)

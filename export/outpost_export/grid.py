@@ -32,10 +32,13 @@ from outpost_export.recipe import Recipe
 INVERSE = "/inverse_factors"
 """Suffix of the tensor that what layers read is multiplied with; layers in blocks have none."""
 
+USUAL = "/usual"
+"""Suffix of the tensor that is the mean of what a head reads."""
+
 _MOST_ERROR = 3e-4
 """Of layers' outputs (see ``columns.py``); above it, they are quantized in blocks."""
 
-_SHAPING = ("task", "target", "context_length", "scales", "block_size")
+_SHAPING = ("task", "target", "context_length", "scales", "block_size", "head")
 _HALVES = "_Q4"
 _FRESH = "Leave --on-grid-of out: the build gets a grid of its own, and its update is larger."
 
@@ -53,6 +56,9 @@ class Grid(Protocol):
             weights: [channels, outputs] of each.
             blocks_fit: They can be in blocks.
         """
+
+    def usual(self, hidden: str) -> Floats:
+        """Return the mean of what layers read, [channels]."""
 
     def scales(self, name: str, shape: tuple[int, ...]) -> Floats | None:
         """Return the scales of this name; None lets the weights have their own."""
@@ -77,6 +83,11 @@ class FreshGrid:
         if blocks_fit and found.error > _MOST_ERROR:
             return None
         return np.float32(1) / found.factors
+
+    def usual(self, hidden: str) -> Floats:
+        """Return the mean of what was observed."""
+        mean: Floats = self.observed[hidden].mean(0)
+        return mean
 
     def scales(self, name: str, shape: tuple[int, ...]) -> None:
         """Let the weights have their own."""
@@ -110,6 +121,14 @@ class FrozenGrid:
         if name not in self.tensors and blocks_fit:
             return None
         return self.scales(name, weights[0].shape[:1])
+
+    def usual(self, hidden: str) -> Floats:
+        """Return the predecessor's.
+
+        Raises:
+            RecipeError: It has none.
+        """
+        return self.scales(hidden + USUAL, tuple(self.tensors[hidden + INVERSE].dims))
 
     def scales(self, name: str, shape: tuple[int, ...]) -> Floats:
         """Return the predecessor's.

@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from outpost_runtime.text.token_table import ROWS
 
-from outpost_export import columns, graph, tied_head
+from outpost_export import columns, graph, screened_head, tied_head
 from outpost_export.blocks import Floats, quantize_rows
 from outpost_export.columns import Columns
 from outpost_export.grid import INVERSE, Grid
+from outpost_export.screened_head import Rows
 
 _STEP, _ZERO, _ONE = "/int8/step", "/int8/zero", "/int8/one"
 _CHANNELS, _AS_MATRIX = "/int8/channels", "/int8/as_matrix"
-_QUANTIZED, _LARGEST = "/quantized", "/largest"
+_QUANTIZED, _LARGEST, _BALANCED = "/quantized", "/largest", "/balanced"
+_EMBEDDING_STEPS = tied_head.EMBEDDING.replace("/Gather", "/steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +60,16 @@ def linears(model: ModelProto) -> dict[str, list[NodeProto]]:
     return found
 
 
-def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> int:
+def quantize(
+    model: ModelProto, grid: Grid, *, tied: bool, block_size: int, screened: bool = False
+) -> int:
     """Compute a decoder's products with weights in 8 bits.
 
     Args:
         grid: Scales of the weights, and which layers stay in blocks.
         tied: The token embedding has the head's weights: it gets rows of the quantized ones.
+        screened: Of a tied head, only the likeliest tokens' products are in 8 bits; see
+            ``screened_head.py``.
         block_size: Of layers that would lose too much by one scale per row and column.
 
     Returns:
@@ -79,11 +85,13 @@ def quantize(model: ModelProto, grid: Grid, *, tied: bool, block_size: int) -> i
         before = []
         if inverse is not None:
             graph.add(model, hidden + INVERSE, inverse)
-            before = _rows(hidden)
+            before = _balanced(hidden) if heads and screened else _rows(hidden)
         for node in nodes:
             part = weights.pop(0)
             if inverse is None:
                 product, beyond = _in_blocks(model, node, part, grid, block_size)
+            elif heads and screened:
+                product, beyond = _screened_head(model, node, part, grid, inverse)
             else:
                 product, beyond = _in_columns(model, node, part, grid, inverse, tied=tied)
             graph.replace(model, node, [*before, *product])
@@ -124,12 +132,16 @@ def _weights(model: ModelProto, node: NodeProto) -> Floats:
     return numpy_helper.to_array(tensor)
 
 
+def _balanced(hidden: str) -> list[NodeProto]:
+    return [graph.node("Mul", [hidden, hidden + INVERSE], hidden + _BALANCED)]
+
+
 def _rows(hidden: str) -> list[NodeProto]:
     """Return the nodes that bring what layers read into 8 bits."""
-    balanced, sizes, shares = f"{hidden}/balanced", f"{hidden}/sizes", f"{hidden}/shares"
+    balanced, sizes, shares = hidden + _BALANCED, f"{hidden}/sizes", f"{hidden}/shares"
     largest = hidden + _LARGEST
     return [
-        graph.node("Mul", [hidden, hidden + INVERSE], balanced),
+        *_balanced(hidden),
         graph.node("Abs", [balanced], sizes),
         graph.node("ReduceMax", [sizes, _CHANNELS], largest, keepdims=1),
         graph.node("Div", [balanced, largest], shares),
@@ -195,7 +207,7 @@ def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[N
     matrix = [f"{own}/inputs", _STEP, _ZERO]
     product = tied_head.product(model, matrix, weights, rows, f"{own}/matrix")
     scales, _ = _add_scales(model, weights, quantized.scales)
-    _tie_embedding(model, scales, hidden + INVERSE, rows.shape[1])
+    _tie_embedding(model, _rows_from_outside(model, rows.shape[1]), scales, hidden + INVERSE)
     graph.add(model, _AS_MATRIX, np.array([-1, rows.shape[1]], np.int64))
     graph.add(model, f"{own}/width", np.array([len(rows)], np.int64))
     return [
@@ -208,17 +220,58 @@ def _tied_head(model: ModelProto, node: NodeProto, quantized: Columns) -> list[N
     ]
 
 
-def _tie_embedding(model: ModelProto, scales: str, inverse_factors: str, channels: int) -> None:
-    gather = next(node for node in model.graph.node if node.name == tied_head.EMBEDDING)
+def _screened_head(
+    model: ModelProto, node: NodeProto, weights: Floats, grid: Grid, inverse: Floats
+) -> tuple[list[NodeProto], int]:
+    """Return the head's product, with the embedding's rows in the graph."""
+    hidden, name = node.input[0], node.input[1]
+    preview, beyond = screened_head.screen(model, node, weights, grid.usual(hidden), grid)
+    scales = grid.scales(f"{name}/scales", weights.shape[1:])
+    quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
+    table = np.ascontiguousarray(quantized.values.T)
+    graph.add(model, f"{name}/values", table)
+    graph.add(model, f"{name}/scales", quantized.scales)
+    rows = Rows(
+        values=f"{name}/values",
+        scales=f"{name}/scales",
+        zero=_ZERO,
+        one=_ONE,
+        balanced=hidden + _BALANCED,
+    )
+    ids = _embedding(model).input[1]
+    steps = screened_head.look_up(rows, ids, _EMBEDDING_STEPS)
+    _tie_embedding(model, steps, rows.scales, hidden + INVERSE)
+    return [*preview, *screened_head.repair(model, node, rows, len(table))], (
+        quantized.clipped + beyond
+    )
+
+
+def _rows_from_outside(model: ModelProto, channels: int) -> list[NodeProto]:
+    tied_head.declare_rows(model, _embedding(model).input[1], channels)
+    return [graph.node("DequantizeLinear", [ROWS, _ONE, _ZERO], _EMBEDDING_STEPS)]
+
+
+def _embedding(model: ModelProto) -> NodeProto:
+    return next(node for node in model.graph.node if node.name == tied_head.EMBEDDING)
+
+
+def _tie_embedding(
+    model: ModelProto, steps: list[NodeProto], scales: str, inverse_factors: str
+) -> None:
+    """Let the embedding have the head's weights.
+
+    Args:
+        steps: The nodes that return its rows in 8 bits, as float32.
+    """
+    gather = _embedding(model)
     table, ids = gather.input
-    tied_head.declare_rows(model, ids, channels)
     own = tied_head.EMBEDDING.removesuffix("/Gather")
-    steps, scale = f"{own}/steps", f"{own}/scale"
+    scale = f"{own}/scale"
     lookup = [
-        graph.node("DequantizeLinear", [ROWS, _ONE, _ZERO], steps),
+        *steps,
         graph.node("Gather", [scales, ids], scale),
         graph.node("Unsqueeze", [scale, _CHANNELS], f"{scale}/column"),
-        graph.node("Mul", [steps, f"{scale}/column"], f"{own}/balanced"),
+        graph.node("Mul", [_EMBEDDING_STEPS, f"{scale}/column"], f"{own}/balanced"),
         helper.make_node(
             "Mul", [f"{own}/balanced", inverse_factors], list(gather.output), name=gather.name
         ),

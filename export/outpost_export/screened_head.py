@@ -1,0 +1,123 @@
+"""A tied head that reads a third of its bytes: every token in 4 bits, the likeliest in 8 again.
+
+With one stream, the head of a small model is most of what a token reads, for logits of which a
+few matter. Four bits are enough to say which these are::
+
+    hidden ─┬─ less usual ─ product in 4 bits ─ + logits of usual ─┬─────────────────┬─ logits
+            │                                                   └─ the largest ─┐  │
+            └─ in the scales of 8 bits ────────── product with the rows of these ──┘
+
+It is a preview and its repair, as in SVD-softmax (Shim et al., 2017), with fewer bits instead of
+fewer dimensions. *Usual* is the mean of what the head reads: its logits are exact, so that four
+bits round only what differs from it (a bias correction, Nagel et al., 2019). That halves the
+divergence from exact logits.
+
+The weights in 8 bits are read by rows alone, for candidates and for the embedding, whose weight
+they are, too. What this gains and costs is in ``docs/adr/0006``.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from outpost_export import graph
+from outpost_export.blocks import Floats, quantize_bits
+from outpost_export.grid import USUAL, Grid
+
+_CANDIDATES = 256
+_BITS, _BLOCK = 4, 64
+_AXIS = 2  # of vocabularies and channels, behind batch and tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A head's weights in 8 bits, to be read by rows.
+
+    Attributes:
+        values: Name of the [tokens, channels] uint8 weights.
+        scales: Name of their [tokens] float32 scales.
+        zero: Name of the uint8 that is a weight of zero.
+        one: Name of the float32 scale that changes nothing.
+        balanced: Name of the [batch, n, channels] float32 that they are multiplied with.
+    """
+
+    values: str
+    scales: str
+    zero: str
+    one: str
+    balanced: str
+
+
+def look_up(rows: Rows, ids: str, output: str) -> list[NodeProto]:
+    """Return the nodes that read rows as float32, without their scales.
+
+    Args:
+        ids: Name of the [...] int64 tokens.
+        output: Name of the [..., channels] result.
+    """
+    return [
+        graph.node("Gather", [rows.values, ids], f"{output}/rows"),
+        graph.node("DequantizeLinear", [f"{output}/rows", rows.one, rows.zero], output),
+    ]
+
+
+def screen(
+    model: ModelProto, node: NodeProto, weights: Floats, usual: Floats, grid: Grid
+) -> tuple[list[NodeProto], int]:
+    """Return the nodes of the product in 4 bits, and add its weights.
+
+    Args:
+        node: The head, which reads hidden [batch, n, channels].
+        weights: [channels, tokens].
+        usual: [channels], the mean of what it reads.
+
+    Returns:
+        The nodes, and how many weights the grid's scales do not reach.
+    """
+    hidden, name, output = node.input[0], node.input[1], _previewed(node)
+    channels, tokens = weights.shape
+    shape = tokens, -(-channels // _BLOCK)
+    scales = grid.scales(f"{name}/screen_scales", shape)
+    rows: Floats = np.ascontiguousarray(weights.T)
+    quantized = quantize_bits(rows, _BITS, _BLOCK, scales)
+    values, scale, bias = f"{name}/screen_Q{_BITS}", f"{name}/screen_scales", f"{name}/screen_bias"
+    graph.add(model, values, quantized.values.reshape(*shape, -1))
+    graph.add(model, scale, quantized.scales)
+    graph.add(model, bias, rows @ usual)
+    graph.add(model, hidden + USUAL, usual)
+    size = {"K": channels, "N": tokens, "bits": _BITS, "block_size": _BLOCK, "accuracy_level": 4}
+    inputs = [f"{hidden}/unusual", values, scale, "", "", bias]
+    return [
+        graph.node("Sub", [hidden, hidden + USUAL], f"{hidden}/unusual"),
+        graph.node("MatMulNBits", inputs, output, domain=graph.MICROSOFT, **size),
+    ], quantized.clipped
+
+
+def repair(model: ModelProto, node: NodeProto, rows: Rows, tokens: int) -> list[NodeProto]:
+    """Return the nodes that compute the likeliest tokens' logits again, under the head's name."""
+    preview, own = _previewed(node), f"{node.output[0]}/likeliest"
+    graph.add(model, f"{own}/count", np.array([min(_CANDIDATES, tokens)], np.int64))
+    graph.add(model, f"{own}/axis", np.array([_AXIS + 1], np.int64))
+    largest = helper.make_node(
+        "TopK", [preview, f"{own}/count"], [f"{own}/values", f"{own}/ids"],
+        name=f"{own}/TopK", axis=_AXIS, sorted=0,
+    )  # fmt: skip
+    product = [f"{own}/steps", f"{own}/column"]
+    return [
+        largest,
+        *look_up(rows, f"{own}/ids", f"{own}/steps"),
+        graph.node("Unsqueeze", [rows.balanced, f"{own}/axis"], f"{own}/column"),
+        graph.node("MatMul", product, f"{own}/products"),
+        graph.node("Squeeze", [f"{own}/products", f"{own}/axis"], f"{own}/of_steps"),
+        graph.node("Gather", [rows.scales, f"{own}/ids"], f"{own}/scales"),
+        graph.node("Mul", [f"{own}/of_steps", f"{own}/scales"], f"{own}/logits"),
+        helper.make_node(
+            "ScatterElements", [preview, f"{own}/ids", f"{own}/logits"], list(node.output),
+            name=node.name, axis=_AXIS,
+        ),
+    ]  # fmt: skip
+
+
+def _previewed(node: NodeProto) -> str:
+    return f"{node.output[0]}/preview"

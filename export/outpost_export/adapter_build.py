@@ -149,7 +149,8 @@ def _recipe(order: AdapterOrder, base: _Base, source: Source) -> Recipe:
             f"The adapter cannot have the name of its base, '{manifest.name}'.",
             hint="Choose another with --name.",
         )
-    scales, block_size = map(manifest.provenance.recipe.get, ("scales", "block_size"))
+    keys = ("scales", "block_size", "head")
+    scales, block_size, head = map(manifest.provenance.recipe.get, keys)
     recipe = replace(
         order.recipe,
         target=manifest.target,
@@ -157,6 +158,7 @@ def _recipe(order: AdapterOrder, base: _Base, source: Source) -> Recipe:
         context_length=base.interface.context_length,
         scales=scales if isinstance(scales, str) else order.recipe.scales,
         block_size=block_size if isinstance(block_size, int) else order.recipe.block_size,
+        head=head if isinstance(head, str) else None,
         adapter_rank=base.support.rank,
     )
     of_adapter = licence_of(order.adapter)

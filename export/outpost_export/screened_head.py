@@ -27,6 +27,9 @@ from outpost_export.grid import USUAL, Grid
 
 _CANDIDATES = 256
 _BITS, _BLOCK = 4, 64
+_PART_BYTES = 16 << 20
+"""Of one product's weights: ONNX Runtime has what it packs several times, for a moment."""
+
 _AXIS = 2  # of vocabularies and channels, behind batch and tokens
 
 
@@ -75,23 +78,36 @@ def screen(
     Returns:
         The nodes, and how many weights the grid's scales do not reach.
     """
-    hidden, name, output = node.input[0], node.input[1], _previewed(node)
-    channels, tokens = weights.shape
-    shape = tokens, -(-channels // _BLOCK)
-    scales = grid.scales(f"{name}/screen_scales", shape)
+    hidden, output = node.input[0], _previewed(node)
     rows: Floats = np.ascontiguousarray(weights.T)
-    quantized = quantize_bits(rows, _BITS, _BLOCK, scales)
-    values, scale, bias = f"{name}/screen_Q{_BITS}", f"{name}/screen_scales", f"{name}/screen_bias"
-    graph.add(model, values, quantized.values.reshape(*shape, -1))
-    graph.add(model, scale, quantized.scales)
-    graph.add(model, bias, rows @ usual)
+    parts = np.array_split(rows, -(-rows.size * _BITS // 8 // _PART_BYTES))
+    outputs = [f"{output}/part.{number}" for number in range(len(parts))]
     graph.add(model, hidden + USUAL, usual)
+    nodes, clipped = [graph.node("Sub", [hidden, hidden + USUAL], f"{hidden}/unusual")], 0
+    for number, (part, part_output) in enumerate(zip(parts, outputs, strict=True)):
+        own = f"{node.input[1]}/screen.{number}"
+        inputs, beyond = _add_part(model, own, part, usual, grid)
+        nodes.append(_product([f"{hidden}/unusual", *inputs], part.shape, part_output))
+        clipped += beyond
+    return [*nodes, graph.node("Concat", outputs, output, axis=_AXIS)], clipped
+
+
+def _add_part(
+    model: ModelProto, name: str, rows: Floats, usual: Floats, grid: Grid
+) -> tuple[list[str], int]:
+    """Add the weights of some tokens; return the product's inputs, and what was clipped."""
+    shape = len(rows), -(-rows.shape[1] // _BLOCK)
+    quantized = quantize_bits(rows, _BITS, _BLOCK, grid.scales(f"{name}_scales", shape))
+    graph.add(model, f"{name}_Q{_BITS}", quantized.values.reshape(*shape, -1))
+    graph.add(model, f"{name}_scales", quantized.scales)
+    graph.add(model, f"{name}_bias", rows @ usual)
+    return [f"{name}_Q{_BITS}", f"{name}_scales", "", "", f"{name}_bias"], quantized.clipped
+
+
+def _product(inputs: list[str], shape: tuple[int, int], output: str) -> NodeProto:
+    tokens, channels = shape
     size = {"K": channels, "N": tokens, "bits": _BITS, "block_size": _BLOCK, "accuracy_level": 4}
-    inputs = [f"{hidden}/unusual", values, scale, "", "", bias]
-    return [
-        graph.node("Sub", [hidden, hidden + USUAL], f"{hidden}/unusual"),
-        graph.node("MatMulNBits", inputs, output, domain=graph.MICROSOFT, **size),
-    ], quantized.clipped
+    return graph.node("MatMulNBits", inputs, output, domain=graph.MICROSOFT, **size)
 
 
 def repair(model: ModelProto, node: NodeProto, rows: Rows, tokens: int) -> list[NodeProto]:

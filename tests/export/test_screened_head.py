@@ -27,6 +27,7 @@ def random():
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch):
     monkeypatch.setattr(screened_head, "_CANDIDATES", _CANDIDATES)
+    monkeypatch.setattr(screened_head, "_PART_BYTES", 5000)  # several
 
 
 def _graph(table):
@@ -158,7 +159,7 @@ def test_a_fine_tune_on_its_predecessors_grid_keeps_the_previews_scales(tmp_path
     assert again.manifest.evidence.figures["changed_weights"] == 0
     assert again.path("model.onnx.data").read_bytes() == first.path("model.onnx.data").read_bytes()
     model = onnx.load(again.path("model.onnx"), load_external_data=False)
-    assert any(tensor.name.endswith("/screen_Q4") for tensor in model.graph.initializer)
+    assert any(tensor.name.endswith("/screen.1_Q4") for tensor in model.graph.initializer)
     plain = {"thresholds": _SCREENED["thresholds"], "on_grid_of": first.folder}
     with pytest.raises(RecipeError, match="The head of 'first' is screened"):
         build_bundle(source, tmp_path / "plain", "cpu-int8", **plain)

@@ -22,7 +22,11 @@ from tests.support.sealed_run import ship
 
 pytestmark = [pytest.mark.real_model, pytest.mark.timeout(1800)]
 
-_WAYS = [("all-minilm-l6-v2", "cpu-fp32"), ("gemma-3-270m", "cpu-int8")]
+_WAYS = [
+    ("all-minilm-l6-v2", "cpu-fp32"),
+    ("gemma-3-270m", "cpu-int8"),
+    ("gemma-3-270m-screened", "cpu-int8"),
+]
 
 
 @pytest.fixture(scope="module", params=_WAYS, ids=lambda way: way[0])

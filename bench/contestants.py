@@ -1,10 +1,13 @@
 """Who is measured."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
 
 from bench import peers
 from bench.workers import Launch
@@ -28,13 +31,15 @@ class Contestant:
     """An engine with a model.
 
     Attributes:
-        model_bytes: Weights and graph on disk; what a token at one stream reads.
+        model_bytes: Weights and graph on disk.
+        unread_bytes: Of these, what a token at one stream does not read.
         peer: Whether it is somebody else's.
         weights_of: The contestant whose weights it shares, if it cannot be asked for perplexity.
     """
 
     launch: Launch
     model_bytes: int
+    unread_bytes: int = 0
     peer: bool = True
     weights_of: str | None = None
 
@@ -75,7 +80,16 @@ def endless(bundle: Path, out: Path) -> Path:
 
 def _outpost(name: str, folder: Path) -> Contestant:
     launch = Launch(name=name, module="bench.outpost_worker", arguments=(str(folder),))
-    return Contestant(launch=launch, model_bytes=_bytes(folder, "model.onnx*"), peer=False)
+    size = _bytes(folder, "model.onnx*")
+    unread = _screened_bytes(folder) if name == SCREENED else 0
+    return Contestant(launch=launch, model_bytes=size, unread_bytes=unread, peer=False)
+
+
+def _screened_bytes(folder: Path) -> int:
+    """Return the size of the table of which a screened head reads the likeliest tokens' rows."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    tables = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]
+    return max(math.prod(table.dims) for table in tables)
 
 
 def _llama_cpp() -> list[Contestant]:

@@ -125,12 +125,14 @@ class Report:
     def bandwidth_share(self, contestant: Contestant) -> float:
         """Return the share of the memory's bandwidth that one stream's decoding reads.
 
-        The head of this model is its embedding: a token reads every weight once.
+        The head of this model is its embedding: a token reads every weight once, if its head is
+        not screened.
         """
         series = self.measured.series[contestant.name]
         speeds = series[decode_key(self.plan.streams[0])]
         pairs = zip(speeds, series[BANDWIDTH], strict=True)
-        return _median([contestant.model_bytes * speed / limit for speed, limit in pairs])
+        read = contestant.model_bytes - contestant.unread_bytes
+        return _median([read * speed / limit for speed, limit in pairs])
 
     def remotes(self) -> Iterator[Remote]:
         """Yield what gRPC costs, by number of streams."""

@@ -1,7 +1,7 @@
 """The measurements of one run: everybody once, then everybody in turn, round by round.
 
 Only the engine whose turn it is runs: each turn starts its process, warms it up, measures and ends
-it. Engines that wait in memory change what is measured: an operating system may take pages from a
+it; our own has its server beside it at the end of its turn. Engines that wait in memory change what is measured: an operating system may take pages from a
 process that has been idle for a minute (a hypervisor's agent, DAMON), or split its huge pages, and
 that costs one engine a third of its speed and the next nothing.
 """
@@ -25,7 +25,7 @@ from bench.workers import THREADS, Launch, Worker, start
 BANDWIDTH = "bandwidth right before, bytes/s"
 """A measurement of the machine, taken before every engine's turn and kept with its others."""
 
-_WARM_UP_TOKENS = 8
+_WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,14 +161,21 @@ def _turn(
 ) -> None:
     found = {BANDWIDTH: read_bandwidth()}
     with _running(contestant.launch, max(plan.streams)) as worker:
-        worker.ask("decode", prompts=material.prompts(max(plan.streams)), tokens=_WARM_UP_TOKENS)
-        worker.ask("first_token", ids=material.unseen(PREFIX_TOKENS))
+        _warm_up(plan, worker, material)
         found |= _in_process(plan, worker, material)
         if contestant.name == OURS:
             with _client(plan, contestant, scratch) as client:
                 found |= _remotely(plan, worker, client, material)
     for key, value in found.items():
         measured.series[contestant.name][key].append(value)
+
+
+def _warm_up(plan: Plan, worker: Worker, material: Material) -> None:
+    """Do once what is measured: an engine may prepare itself for every shape that it meets."""
+    for count in plan.streams:
+        worker.ask("decode", prompts=material.prompts(count), tokens=_WARM_UP_TOKENS)
+    for length in (*plan.prefills, PREFIX_TOKENS):
+        worker.ask("first_token", ids=material.unseen(length))
 
 
 def _in_process(plan: Plan, worker: Worker, material: Material) -> dict[str, float]:

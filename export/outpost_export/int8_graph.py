@@ -32,6 +32,7 @@ from outpost_export.screened_head import Rows
 _STEP, _ZERO, _ONE = "/int8/step", "/int8/zero", "/int8/one"
 _CHANNELS, _AS_MATRIX = "/int8/channels", "/int8/as_matrix"
 _QUANTIZED, _LARGEST, _BALANCED = "/quantized", "/largest", "/balanced"
+_ROWS_AT_ONCE = 8192
 _EMBEDDING_STEPS = tied_head.EMBEDDING.replace("/Gather", "/steps")
 
 
@@ -225,10 +226,13 @@ def _screened_head(
 ) -> tuple[list[NodeProto], int]:
     """Return the head's product, with the embedding's rows in the graph."""
     hidden, name = node.input[0], node.input[1]
-    preview, beyond = screened_head.screen(model, node, weights, grid.usual(hidden), grid)
     scales = grid.scales(f"{name}/scales", weights.shape[1:])
     quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
     table = np.ascontiguousarray(quantized.values.T)
+    usual = grid.usual(hidden)
+    logits = _logits(table, quantized.scales, usual * inverse)
+    screen = screened_head.Screen(rows=np.ascontiguousarray(weights.T), usual=usual, logits=logits)
+    preview, beyond = screened_head.preview(model, node, screen, grid)
     graph.add(model, f"{name}/values", table)
     graph.add(model, f"{name}/scales", quantized.scales)
     rows = Rows(
@@ -244,6 +248,19 @@ def _screened_head(
     return [*preview, *screened_head.repair(model, node, rows, len(table))], (
         quantized.clipped + beyond
     )
+
+
+def _logits(table: NDArray[np.uint8], scales: Floats, balanced: Floats) -> Floats:
+    """Return the products of rows in 8 bits with what was balanced for them, in float32.
+
+    Of integers that did not change, the sums have the same bits on every machine: float64 rounds
+    far below them.
+    """
+    column = balanced.astype(np.float64)
+    parts = np.array_split(table, -(-len(table) // _ROWS_AT_ONCE))
+    sums = [(part.astype(np.float64) - columns.ZERO) @ column for part in parts]
+    logits: Floats = (np.concatenate(sums) * scales).astype(np.float32)
+    return logits
 
 
 def _rows_from_outside(model: ModelProto, channels: int) -> list[NodeProto]:

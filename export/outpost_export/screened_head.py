@@ -12,6 +12,9 @@ fewer dimensions. *Usual* is the mean of what the head reads: its logits are exa
 bits round only what differs from it (a bias correction, Nagel et al., 2019). That halves the
 divergence from exact logits.
 
+What is not among the likeliest keeps the logit of 4 bits: also where a form or a bias of the
+request leaves nothing else to choose from.
+
 The weights in 8 bits are read by rows alone, for candidates and for the embedding, whose weight
 they are, too. What this gains and costs is in ``docs/adr/0006``.
 """
@@ -52,6 +55,21 @@ class Rows:
     balanced: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """What all tokens' logits are computed from.
+
+    Attributes:
+        rows: [tokens, channels], the head's weights.
+        usual: [channels], the mean of what the head reads.
+        logits: [tokens] of ``usual``.
+    """
+
+    rows: Floats
+    usual: Floats
+    logits: Floats
+
+
 def look_up(rows: Rows, ids: str, output: str) -> list[NodeProto]:
     """Return the nodes that read rows as float32, without their scales.
 
@@ -65,42 +83,40 @@ def look_up(rows: Rows, ids: str, output: str) -> list[NodeProto]:
     ]
 
 
-def screen(
-    model: ModelProto, node: NodeProto, weights: Floats, usual: Floats, grid: Grid
+def preview(
+    model: ModelProto, node: NodeProto, screen: Screen, grid: Grid
 ) -> tuple[list[NodeProto], int]:
     """Return the nodes of the product in 4 bits, and add its weights.
 
     Args:
         node: The head, which reads hidden [batch, n, channels].
-        weights: [channels, tokens].
-        usual: [channels], the mean of what it reads.
 
     Returns:
         The nodes, and how many weights the grid's scales do not reach.
     """
     hidden, output = node.input[0], _previewed(node)
-    rows: Floats = np.ascontiguousarray(weights.T)
-    parts = np.array_split(rows, -(-rows.size * _BITS // 8 // _PART_BYTES))
-    outputs = [f"{output}/part.{number}" for number in range(len(parts))]
-    graph.add(model, hidden + USUAL, usual)
+    count = -(-screen.rows.size * _BITS // 8 // _PART_BYTES)
+    rows, biases = np.array_split(screen.rows, count), np.array_split(screen.logits, count)
+    outputs = [f"{output}/part.{number}" for number in range(count)]
+    graph.add(model, hidden + USUAL, screen.usual)
     nodes, clipped = [graph.node("Sub", [hidden, hidden + USUAL], f"{hidden}/unusual")], 0
-    for number, (part, part_output) in enumerate(zip(parts, outputs, strict=True)):
+    for number, (part, bias) in enumerate(zip(rows, biases, strict=True)):
         own = f"{node.input[1]}/screen.{number}"
-        inputs, beyond = _add_part(model, own, part, usual, grid)
-        nodes.append(_product([f"{hidden}/unusual", *inputs], part.shape, part_output))
+        inputs, beyond = _add_part(model, own, part, bias, grid)
+        nodes.append(_product([f"{hidden}/unusual", *inputs], part.shape, outputs[number]))
         clipped += beyond
     return [*nodes, graph.node("Concat", outputs, output, axis=_AXIS)], clipped
 
 
 def _add_part(
-    model: ModelProto, name: str, rows: Floats, usual: Floats, grid: Grid
+    model: ModelProto, name: str, rows: Floats, bias: Floats, grid: Grid
 ) -> tuple[list[str], int]:
     """Add the weights of some tokens; return the product's inputs, and what was clipped."""
     shape = len(rows), -(-rows.shape[1] // _BLOCK)
     quantized = quantize_bits(rows, _BITS, _BLOCK, grid.scales(f"{name}_scales", shape))
     graph.add(model, f"{name}_Q{_BITS}", quantized.values.reshape(*shape, -1))
     graph.add(model, f"{name}_scales", quantized.scales)
-    graph.add(model, f"{name}_bias", rows @ usual)
+    graph.add(model, f"{name}_bias", bias)
     return [f"{name}_Q{_BITS}", f"{name}_scales", "", "", f"{name}_bias"], quantized.clipped
 
 

@@ -1,12 +1,11 @@
 """The process's memory: what of it goes back to the system, and what lies in huge pages.
 
-Other libraries than glibc and other systems than Linux lack the functions, and then nothing
-happens here.
+Where the C library or the system lacks a function, nothing happens here.
 """
 
 import ctypes
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -14,10 +13,10 @@ _SMALL = 128 << 10
 _LARGE = 32 << 20
 """Where glibc's own threshold ends, which rises with every large block that is freed."""
 
-_HUGE_PAGE, _PAGES_WANTED = 2 << 20, 4
+_PAGES_WANTED = 4
 _WILL_BE_HUGE, _COLLAPSE = 14, 25  # MADV_HUGEPAGE and, since Linux 6.1, MADV_COLLAPSE
-_FULL = 0.9
-_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_FULL = 0.98
+_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPPINGS = Path("/proc/self/smaps")
 
 
@@ -55,41 +54,43 @@ def join_pages() -> None:
     small pages, of which a processor knows the places of two thousand at a time.
     """
     function = getattr(ctypes.CDLL(None), "madvise", None)
-    if function is None or not _may_ask():
+    if function is None:
         return
-    for start, end in list(_full_mappings(_MAPPINGS.read_text("ascii").splitlines())):
-        place = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
-        function(*place, _WILL_BE_HUGE)
-        function(*place, _COLLAPSE)  # whoever is too old for it joins them in the background
+    with suppress(OSError):  # a sandbox without /proc or /sys
+        if b"[never]" in (_SYSTEM / "enabled").read_bytes():
+            return
+        page = int((_SYSTEM / "hpage_pmd_size").read_bytes())
+        for start, end in list(_full_mappings(_MAPPINGS.read_bytes().split(b"\n"), page)):
+            place = ctypes.c_void_p(start), ctypes.c_size_t(end - start)
+            if function(*place, _COLLAPSE):  # too old for it, or out of memory: in the background
+                function(*place, _WILL_BE_HUGE)
 
 
-def _may_ask() -> bool:
-    return _MODE.exists() and "[never]" not in _MODE.read_text("ascii")
+def _full_mappings(lines: Iterable[bytes], page: int) -> Iterator[tuple[int, int]]:
+    """Yield where the huge pages are of a process's own mappings that are resident.
 
-
-def _full_mappings(lines: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of a process's own mappings that are nearly all resident.
-
-    A stack or what is kept for later would take memory that it does not have now.
+    A stack, a heap or what is kept for later would take memory that it does not have now.
 
     Args:
         lines: Of ``/proc/PID/smaps``.
+        page: Bytes of a huge page.
     """
     place = None
     for line in lines:
         words = line.split()
-        if not words[0].endswith(":"):
+        if words and not words[0].endswith(b":"):
             place = _place(words)
-        elif words[0] == "Rss:" and place is not None:
+        elif words and words[0] == b"Rss:" and place is not None:
             start, end = place
-            if int(words[1]) << 10 >= _FULL * (end - start):
-                yield start, end
+            begin, stop = -(-start // page) * page, end // page * page
+            full = int(words[1]) << 10 >= _FULL * (end - start)
+            if full and stop - begin >= _PAGES_WANTED * page:
+                yield begin, stop
 
 
-def _place(words: list[str]) -> tuple[int, int] | None:
-    """Return where a mapping's huge pages are, if it is the process's own and has some."""
-    access, inode = words[1], words[4]
-    start, end = (int(word, 16) for word in words[0].split("-"))
-    start, end = -(-start // _HUGE_PAGE) * _HUGE_PAGE, end // _HUGE_PAGE * _HUGE_PAGE
-    own = access == "rw-p" and inode == "0"
-    return (start, end) if own and end - start >= _PAGES_WANTED * _HUGE_PAGE else None
+def _place(words: list[bytes]) -> tuple[int, int] | None:
+    """Return a mapping's begin and end, if it is the process's own memory and has no name."""
+    if words[1] != b"rw-p" or words[4:] != [b"0"]:
+        return None
+    start, end = (int(word, 16) for word in words[0].split(b"-"))
+    return start, end

@@ -1,9 +1,10 @@
 """The measurements of one run: everybody once, then everybody in turn, round by round.
 
 Only the engine whose turn it is runs: each turn starts its process, warms it up, measures and ends
-it; our own has its server beside it at the end of its turn. Engines that wait in memory change what is measured: an operating system may take pages from a
-process that has been idle for a minute (a hypervisor's agent, DAMON), or split its huge pages, and
-that costs one engine a third of its speed and the next nothing.
+it; ours has its server beside it at the end of its turn. Engines that wait in memory change what
+is measured: an operating system may take pages from a process that has been idle for a minute (a
+hypervisor's agent, DAMON), or split its huge pages, which costs one engine a third of its speed and
+the next nothing.
 """
 
 from collections import defaultdict

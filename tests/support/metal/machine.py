@@ -20,7 +20,7 @@ from typing import Self
 from tests.support.metal.tools import OUT, TOOLS, inside
 
 _FIRMWARE = "/usr/share/OVMF"
-_EMULATED = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Haswell-v4"]
+_EMULATED = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Haswell-v4,+sha-ni"]
 _NATIVE = ["-accel", "kvm", "-cpu", "host"]
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?=]*[A-Za-z]|\x1bc|\r")
 _REPORT = re.compile(r"outpost-report ([^:]+): ?(.*)")

@@ -130,7 +130,7 @@ class Machine:
 
     def copy(self, folder: Path) -> "Machine":
         """Return a box that is like this one, which is switched off."""
-        shutil.copytree(self.folder, folder, copy_function=_copy_sparse)
+        shutil.copytree(self.folder, folder, copy_function=copy_sparse)
         return Machine(folder=folder)
 
     def _start_tpm(self) -> None:
@@ -174,7 +174,7 @@ class Machine:
 def new_machine(folder: Path, disk_bytes: int = _DISK_BYTES) -> Machine:
     """Return a box whose disk holds an image and nothing else, as the factory makes it."""
     folder.mkdir(parents=True)
-    _copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
+    copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
     os.truncate(folder / "disk.raw", disk_bytes)
     shutil.copy(TOOLS / _FIRMWARE[1:] / "OVMF_VARS_4M.fd", folder / "vars.fd")
     return Machine(folder=folder)
@@ -212,5 +212,6 @@ def _kvm_starts(folder: Path) -> bool:
     return b"BdsDxe" in shown
 
 
-def _copy_sparse(source: str | Path, target: str | Path) -> None:
+def copy_sparse(source: str | Path, target: str | Path) -> None:
+    """Copy a file and its holes."""
     subprocess.run(["cp", "--sparse=always", source, target], check=True)

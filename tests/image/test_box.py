@@ -106,3 +106,31 @@ def test_a_box_that_nobody_provisioned_shows_its_page_and_nothing_else(tmp_path)
         assert report["unit outpost"][0].startswith("inactive")
         assert "8001" not in report["doors"][0]
         assert not is_served(box)
+
+
+@pytest.mark.usefixtures("built")
+def test_a_box_without_a_tpm_says_at_every_start_that_its_key_is_weak(tmp_path, show):
+    box = new_machine(tmp_path / "weak")
+    box.has_tpm = False
+    for start in ("first", "second"):
+        with box:
+            report = box.report()
+            show(f"{start} start until its report, s", report["uptime"])
+            assert "WARNING: state is locked with a weak key" in box.console()
+            assert "WARNING: models is locked with a weak key" in box.console()
+            assert report["disk state"][0].startswith("WEAK ")
+            assert report["disk models"][0].startswith("WEAK ")
+            assert report["failed"] == [""]
+            if start == "first":
+                box.power_button()
+
+
+def test_a_box_whose_tpm_is_gone_does_not_start(box):
+    box.has_tpm = False
+    with box:
+        box.wait(lambda: box.console().count("BdsDxe: starting") >= 2, 600)
+        assert not is_served(box)
+        assert "outpost-report" not in box.console()
+    labels = run(box.folder, "sfdisk", "--dump", "disk.raw")
+    assert "outpost-models" in labels
+    assert "weak-key" not in labels

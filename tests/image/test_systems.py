@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.image.conftest import ask, is_served
+from tests.support.metal.slots import install
 from tests.support.metal.tools import kernel
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
@@ -44,6 +45,20 @@ def updated(waiting, tmp_path_factory):
         box.first_report = box.report()
         box.power_button()
     return box
+
+
+def test_a_system_that_never_answers_is_left_after_three_tries(box, show):
+    """It lies in the other slot, as if an update had brought it; the box has never seen it run."""
+    kernel(3, _BROKEN)
+    install(box, 3)
+    with box:
+        show("back, s", round(box.wait(lambda: is_served(box), 3000)))
+        ask(box)
+        assert box.console().count("BdsDxe: starting") == 4
+        report = box.report()
+    assert report["version"] == ["outpost 1"]
+    assert report["kernels"] == ["outpost_1.efi outpost_3+0-3.efi"]
+    assert report["failed"] == [""]
 
 
 def test_a_new_system_is_installed_started_and_kept(waiting, updated, show):

@@ -108,6 +108,17 @@ def test_what_a_unit_runs_is_in_the_tree():
                     assert (EXTRA / program.lstrip("/")).is_file(), f"{path.name}: {program}"
 
 
+def test_nothing_that_takes_long_needs_the_boot_partition_to_stay_mounted():
+    """systemd unmounts it after two idle minutes, and stops whatever requires its mount."""
+    needing = [
+        path.name
+        for path in UNITS
+        for value in _sections(path).get(("Unit", "RequiresMountsFor"), [])
+        if "/boot" in value.split()
+    ]
+    assert needing == ["outpost-disk-weak-key.service"]  # it is done before the disk is unlocked
+
+
 @pytest.fixture(scope="module")
 def analyze():
     program = shutil.which("systemd-analyze")

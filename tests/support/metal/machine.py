@@ -1,4 +1,4 @@
-"""One box in qemu: UEFI with Secure Boot, TPM 2.0, a disk, a serial cable, two forwarded ports.
+"""One box in qemu: UEFI with Secure Boot, a TPM or none, a disk, a serial cable, two ports.
 
 A machine is a folder (disk, TPM, firmware variables), so a copy of the folder is a copy of the box.
 Killing is done by process id, and loses nothing that the guest had flushed.
@@ -20,7 +20,7 @@ from typing import Self
 from tests.support.metal.tools import OUT, TOOLS, inside
 
 _FIRMWARE = "/usr/share/OVMF"
-_EMULATED = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Haswell-v4"]
+_EMULATED = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Haswell-v4,+sha-ni"]
 _NATIVE = ["-accel", "kvm", "-cpu", "host"]
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?=]*[A-Za-z]|\x1bc|\r")
 _REPORT = re.compile(r"outpost-report ([^:]+): ?(.*)")
@@ -39,12 +39,14 @@ class Machine:
         folder: Of its disk, TPM and firmware variables.
         sticks: Images of sticks that are plugged in when it starts.
         clock: What the hardware clock says, for qemu's ``-rtc base=``.
+        has_tpm: Whether it has a TPM.
         options: More of qemu's.
     """
 
     folder: Path
     sticks: tuple[Path, ...] = ()
     clock: str = "utc"
+    has_tpm: bool = True
     options: tuple[str, ...] = ()
     grpc: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
     http: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
@@ -61,7 +63,8 @@ class Machine:
         """Switch it on."""
         for name in ("serial.log", "qemu.pid", "tpm.sock", "monitor.sock"):
             (self.folder / name).unlink(missing_ok=True)
-        self._start_tpm()
+        if self.has_tpm:
+            self._start_tpm()
         with (self.folder / "qemu.log").open("wb") as log:
             self._qemu = subprocess.Popen(
                 inside(self.folder, "qemu-system-x86_64", *self._arguments()),
@@ -80,8 +83,9 @@ class Machine:
         else:
             self._qemu.kill()
         self._qemu.wait(30)
-        self._tpm.terminate()
-        self._tpm.wait(30)
+        if self.has_tpm:
+            self._tpm.terminate()
+            self._tpm.wait(30)
 
     def power_button(self) -> None:
         """Ask it to shut down, and wait until it has."""
@@ -126,7 +130,7 @@ class Machine:
 
     def copy(self, folder: Path) -> "Machine":
         """Return a box that is like this one, which is switched off."""
-        shutil.copytree(self.folder, folder, copy_function=_copy_sparse)
+        shutil.copytree(self.folder, folder, copy_function=copy_sparse)
         return Machine(folder=folder)
 
     def _start_tpm(self) -> None:
@@ -152,14 +156,15 @@ class Machine:
             "-drive if=pflash,format=raw,unit=1,file=vars.fd",
             "-drive if=none,id=disk,format=raw,file=disk.raw,discard=unmap",
             "-device virtio-blk-pci,drive=disk,bootindex=1",
-            "-chardev socket,id=tpm,path=tpm.sock -tpmdev emulator,id=tpm,chardev=tpm",
-            "-device tpm-crb,tpmdev=tpm",
             f"-netdev user,id=net,{forwards} -device virtio-net-pci,netdev=net",
             "-device virtio-rng-pci -device qemu-xhci -uuid 5f0c3a52-0b8e-4a53-9a3c-3f7e4d1d2f61",
             "-device i6300esb -action watchdog=reset",
             f"-serial file:serial.log -pidfile qemu.pid -rtc base={self.clock}",
             "-qmp unix:monitor.sock,server=on,wait=off",
         ]
+        if self.has_tpm:
+            words.append("-chardev socket,id=tpm,path=tpm.sock -tpmdev emulator,id=tpm,chardev=tpm")
+            words.append("-device tpm-crb,tpmdev=tpm")
         for number, stick in enumerate(self.sticks):
             words.append(f"-drive if=none,id=stick{number},format=raw,file={stick.name}")
             words.append(f"-device usb-storage,drive=stick{number},removable=on")
@@ -169,7 +174,7 @@ class Machine:
 def new_machine(folder: Path, disk_bytes: int = _DISK_BYTES) -> Machine:
     """Return a box whose disk holds an image and nothing else, as the factory makes it."""
     folder.mkdir(parents=True)
-    _copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
+    copy_sparse(OUT / "x86-generic" / "outpost_1.raw", folder / "disk.raw")
     os.truncate(folder / "disk.raw", disk_bytes)
     shutil.copy(TOOLS / _FIRMWARE[1:] / "OVMF_VARS_4M.fd", folder / "vars.fd")
     return Machine(folder=folder)
@@ -207,5 +212,6 @@ def _kvm_starts(folder: Path) -> bool:
     return b"BdsDxe" in shown
 
 
-def _copy_sparse(source: str | Path, target: str | Path) -> None:
+def copy_sparse(source: str | Path, target: str | Path) -> None:
+    """Copy a file and its holes."""
     subprocess.run(["cp", "--sparse=always", source, target], check=True)

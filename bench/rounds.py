@@ -26,7 +26,7 @@ from bench.workers import THREADS, Launch, Worker, start
 BANDWIDTH = "bandwidth right before, bytes/s"
 """A measurement of the machine, taken before every engine's turn and kept with its others."""
 
-_WARM_UP_TOKENS = 4
+_WARM_UP_TOKENS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _ort_errors
 
 from outpost_runtime.errors import BundleError, ExecutionError, InvalidInputError
-from outpost_runtime.heap import pages_of_their_own
+from outpost_runtime.heap import join_pages, pages_of_their_own
 from outpost_runtime.sessions import weight_file
 from outpost_runtime.sessions.graph import FileGraph, Graph, Opening
 from outpost_runtime.sessions.ort_values import from_ort, is_special, to_ort
@@ -76,6 +76,7 @@ class OrtSession:
         with graph.opened() as opening:
             self._tables = _tables(opening)
             self._session = _opened(opening, options, graph.label)
+        join_pages()
         own = [node for node in self._session.get_inputs() if node.name not in self._tables]
         self._inputs = tuple(_spec(node, graph.label) for node in own)
         self._outputs = tuple(_spec(node, graph.label) for node in self._session.get_outputs())

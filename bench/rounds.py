@@ -1,9 +1,9 @@
 """The measurements of one run: everybody once, then everybody in turn, round by round.
 
 Only the engine whose turn it is runs: each turn starts its process, warms it up, measures and ends
-it; ours has its server beside it at the end of its turn. Engines that wait in memory may change what
-is measured: a system may take pages from a process that has been idle for a minute, or split its
-huge pages (DAMON's page-out, on some virtual machines), which is not the same for all of them.
+it; ours has its server beside it at the end of its turn. Engines that wait in memory may change
+what is measured: a system may take pages from a process that has been idle for a minute, or split
+its huge pages (DAMON's page-out, on some virtual machines), which is not the same for all of them.
 """
 
 from collections import defaultdict

@@ -161,9 +161,8 @@ def test_closing_ends_a_run_that_hangs(tmp_path, monkeypatch):
 def test_closing_leaves_no_process_no_descriptor_and_no_memory():
     def left():
         gc.collect()
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
         maps = Path("/proc/self/maps").read_text().count("memfd:")
-        return descriptors, maps, sorted(children_of(os.getpid()))
+        return len(list(Path("/proc/self/fd").iterdir())), maps, len(children_of(os.getpid()))
 
     before = left()
     model = open_model(BASE, APART)
@@ -173,7 +172,8 @@ def test_closing_leaves_no_process_no_descriptor_and_no_memory():
     events_of(model.engine, _request(model, adapter=ONE))
     model.close()
     del model
-    assert left() == before
+    # Not more: of what an earlier test has left to the collector, some may be gone meanwhile.
+    assert all(now <= then for now, then in zip(left(), before, strict=True))
 
 
 def test_a_model_that_cannot_be_opened_leaves_no_process():

@@ -93,6 +93,7 @@ def write_decoder_graph(
         arguments = (None, str(checkpoint), scratch, "fp32", "cpu", scratch)
         parsed = builder.parse_extra_options(*arguments, options)
         config = parsed["hf_details"]["hf_config"]
+        _check_head(recipe, config)
         _cap_context(config, context_length)
         builder.create_model(*arguments, **parsed)
         path = Path(scratch) / "model.onnx"
@@ -114,18 +115,20 @@ def _quantize(model: ModelProto, grid: Grid, recipe: Recipe, *, tied: bool) -> i
     if recipe.bits is None:
         return 0
     if recipe.scales == COLUMNS:
-        screened = recipe.head == SCREENED
-        if screened and not tied:
-            raise RecipeError(
-                "This model's head is not its embedding, and cannot be screened.",
-                hint="Leave head out of the recipe.",
-            )
-        size = recipe.block_size
+        size, screened = recipe.block_size, recipe.head == SCREENED
         return int8_graph.quantize(model, grid, tied=tied, block_size=size, screened=screened)
     clipped = block_graph.quantize(model, grid, bits=recipe.bits, block_size=recipe.block_size)
     if tied:
         graph.tie_embedding_to_head(model)
     return clipped
+
+
+def _check_head(recipe: Recipe, config: Any) -> None:
+    if recipe.head == SCREENED and not config.tie_word_embeddings:
+        raise RecipeError(
+            "This model's head is not its embedding, and cannot be screened.",
+            hint="Leave head out of the recipe.",
+        )
 
 
 def _head_dim(config: Any) -> int:

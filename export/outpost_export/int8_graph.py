@@ -159,11 +159,15 @@ def _in_columns(
     *,
     tied: bool,
 ) -> tuple[list[NodeProto], int]:
-    scales = grid.scales(f"{node.input[1]}/scales", weights.shape[1:])
-    # By the inverse's inverse, to the last bit: a build on this grid knows nothing else.
-    quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
+    quantized = _quantized(node, weights, grid, inverse)
     product = _tied_head if tied and node.name == tied_head.HEAD else _product
     return product(model, node, quantized), quantized.clipped
+
+
+def _quantized(node: NodeProto, weights: Floats, grid: Grid, inverse: Floats) -> Columns:
+    scales = grid.scales(f"{node.input[1]}/scales", weights.shape[1:])
+    # By the inverse's inverse, to the last bit: a build on this grid knows nothing else.
+    return columns.quantize(weights, np.float32(1) / inverse, scales)
 
 
 def _product(model: ModelProto, node: NodeProto, quantized: Columns) -> list[NodeProto]:
@@ -226,8 +230,7 @@ def _screened_head(
 ) -> tuple[list[NodeProto], int]:
     """Return the head's product, with the embedding's rows in the graph."""
     hidden, name = node.input[0], node.input[1]
-    scales = grid.scales(f"{name}/scales", weights.shape[1:])
-    quantized = columns.quantize(weights, np.float32(1) / inverse, scales)
+    quantized = _quantized(node, weights, grid, inverse)
     table = np.ascontiguousarray(quantized.values.T)
     usual = grid.usual(hidden)
     logits = _logits(table, quantized.scales, usual * inverse)

@@ -1,11 +1,11 @@
-"""A tied head that reads a third of its bytes: every token in 4 bits, the likeliest in 8 again.
+"""A tied head that reads half of its bytes: every token in 4 bits, the likeliest in 8 again.
 
 With one stream, the head of a small model is most of what a token reads, for logits of which a
 few matter. Four bits are enough to say which these are::
 
     hidden ─┬─ less usual ─ product in 4 bits ─ + logits of usual ─┬─────────────────┬─ logits
-            │                                                   └─ the largest ─┐  │
-            └─ in the scales of 8 bits ────────── product with the rows of these ──┘
+            │                                                      └─ the largest ─┐ │
+            └─ in the scales of 8 bits ──────────── product with the rows of these ──┘
 
 It is a preview and its repair, as in SVD-softmax (Shim et al., 2017), with fewer bits instead of
 fewer dimensions. *Usual* is the mean of what the head reads: its logits are exact, so that four
@@ -128,11 +128,11 @@ def _product(inputs: list[str], shape: tuple[int, int], output: str) -> NodeProt
 
 def repair(model: ModelProto, node: NodeProto, rows: Rows, tokens: int) -> list[NodeProto]:
     """Return the nodes that compute the likeliest tokens' logits again, under the head's name."""
-    preview, own = _previewed(node), f"{node.output[0]}/likeliest"
+    previewed, own = _previewed(node), f"{node.output[0]}/likeliest"
     graph.add(model, f"{own}/count", np.array([min(_CANDIDATES, tokens)], np.int64))
     graph.add(model, f"{own}/axis", np.array([_AXIS + 1], np.int64))
     largest = helper.make_node(
-        "TopK", [preview, f"{own}/count"], [f"{own}/values", f"{own}/ids"],
+        "TopK", [previewed, f"{own}/count"], [f"{own}/values", f"{own}/ids"],
         name=f"{own}/TopK", axis=_AXIS, sorted=0,
     )  # fmt: skip
     product = [f"{own}/steps", f"{own}/column"]
@@ -145,7 +145,7 @@ def repair(model: ModelProto, node: NodeProto, rows: Rows, tokens: int) -> list[
         graph.node("Gather", [rows.scales, f"{own}/ids"], f"{own}/scales"),
         graph.node("Mul", [f"{own}/of_steps", f"{own}/scales"], f"{own}/logits"),
         helper.make_node(
-            "ScatterElements", [preview, f"{own}/ids", f"{own}/logits"], list(node.output),
+            "ScatterElements", [previewed, f"{own}/ids", f"{own}/logits"], list(node.output),
             name=node.name, axis=_AXIS,
         ),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from outpost_export.calibration import observed
 from outpost_export.errors import RecipeError
 from outpost_export.grid import FreshGrid, FrozenGrid, Grid
 from outpost_export.quiet import quietly
-from outpost_export.recipe import COLUMNS, SCREENED, Recipe
+from outpost_export.recipe import BLOCKS, COLUMNS, SCREENED, Recipe
 
 
 class Gemma3Builder(Gemma3Model):  # type: ignore[misc]  # upstream is untyped
@@ -101,7 +101,7 @@ def write_decoder_graph(
         graph.fix_head_dim(model, _head_dim(config))
         graph.choose_logits_at_run_time(model)
         steps: Grid = grid or FreshGrid()
-        if grid is None and recipe.scales == COLUMNS:
+        if grid is None and _observes(recipe):
             names = list(int8_graph.linears(model))
             graph.save(model, path)
             steps = FreshGrid(observed(path, calibration[:context_length], names))
@@ -114,13 +114,24 @@ def write_decoder_graph(
 def _quantize(model: ModelProto, grid: Grid, recipe: Recipe, *, tied: bool) -> int:
     if recipe.bits is None:
         return 0
-    if recipe.scales == COLUMNS:
-        size, screened = recipe.block_size, recipe.head == SCREENED
-        return int8_graph.quantize(model, grid, tied=tied, block_size=size, screened=screened)
+    if _observes(recipe):
+        return int8_graph.quantize(
+            model,
+            grid,
+            tied=tied,
+            block_size=recipe.block_size,
+            screened=recipe.head == SCREENED,
+            in_blocks=recipe.scales == BLOCKS,
+        )
     clipped = block_graph.quantize(model, grid, bits=recipe.bits, block_size=recipe.block_size)
     if tied:
         graph.tie_embedding_to_head(model)
     return clipped
+
+
+def _observes(recipe: Recipe) -> bool:
+    """Say whether something is quantized by what it reads of a text."""
+    return recipe.scales == COLUMNS or recipe.head == SCREENED
 
 
 def _check_head(recipe: Recipe, config: Any) -> None:

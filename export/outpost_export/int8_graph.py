@@ -62,7 +62,13 @@ def linears(model: ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def quantize(
-    model: ModelProto, grid: Grid, *, tied: bool, block_size: int, screened: bool = False
+    model: ModelProto,
+    grid: Grid,
+    *,
+    tied: bool,
+    block_size: int,
+    screened: bool = False,
+    in_blocks: bool = False,
 ) -> int:
     """Compute a decoder's products with weights in 8 bits.
 
@@ -71,7 +77,9 @@ def quantize(
         tied: The token embedding has the head's weights: it gets rows of the quantized ones.
         screened: Of a tied head, only the likeliest tokens' products are in 8 bits; see
             ``screened_head.py``.
-        block_size: Of layers that would lose too much by one scale per row and column.
+        in_blocks: All layers but a tied head are in blocks, if they can be divided into such;
+            without it, those that would lose too much by one scale per row and column.
+        block_size: Of these.
 
     Returns:
         Weights that the grid's scales do not reach.
@@ -82,7 +90,9 @@ def quantize(
         weights = [_weights(model, node) for node in nodes]
         heads = tied and any(node.name == tied_head.HEAD for node in nodes)
         fit = not heads and len(weights[0]) % block_size == 0
-        inverse = grid.inverse_factors(hidden, weights, blocks_fit=fit)
+        inverse = None
+        if not (in_blocks and fit):
+            inverse = grid.inverse_factors(hidden, weights, blocks_fit=fit)
         before = []
         if inverse is not None:
             graph.add(model, hidden + INVERSE, inverse)

@@ -9,7 +9,7 @@ A recipe file is TOML; every key may be missing::
     context_length = 2048          # decoders: positions that a device will hold
     scales = "columns"             # cpu-int8 decoders: weights that share a scale; or "blocks"
     block_size = 32                # weights in a block, where these share a scale
-    head = "screened"              # decoders in columns with a tied head: faster, and larger
+    head = "screened"              # cpu-int8 decoders with a tied head: faster, and larger
     adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
     max_batch = 32                 # ONNX files: rows of a run, if it can be shared; 0: never
     labels = ["ok", "scratched"]   # ONNX files: names of a classifier's classes
@@ -137,10 +137,9 @@ class Recipe:
         recipe = replace(self, task=self.task or task, licence=self.licence or licence)
         if recipe.adapter_rank and recipe.task != DECODER_TASK:
             raise RecipeError(f"Only models for {DECODER_TASK} take adapters: set no adapter_rank.")
-        if recipe.head and _scales(recipe) != COLUMNS:
+        if recipe.head and not _in_8_bits(recipe):
             raise RecipeError(
-                f"Only cpu-int8 models for {DECODER_TASK} with scales = 'columns' can have "
-                f"head = '{recipe.head}'."
+                f"Only cpu-int8 models for {DECODER_TASK} can have head = '{recipe.head}'."
             )
         if recipe.task != TENSOR_TASK:
             _refuse_keys_of_onnx_files(recipe)
@@ -228,13 +227,17 @@ def _thresholds(reader: Reader) -> dict[str, float]:
     return values
 
 
+def _in_8_bits(recipe: Recipe) -> bool:
+    return recipe.task == DECODER_TASK and recipe.bits == 8  # noqa: PLR2004 - bits
+
+
 def _scales(recipe: Recipe) -> str | None:
     """Return what shares a scale; only products of 8 bits can do with one per column.
 
     Raises:
         RecipeError: The recipe asks for what cannot be built.
     """
-    if recipe.task == DECODER_TASK and recipe.bits == 8:  # noqa: PLR2004 - bits
+    if _in_8_bits(recipe):
         return recipe.scales or COLUMNS
     if recipe.scales == COLUMNS:
         raise RecipeError(f"Only cpu-int8 models for {DECODER_TASK} can have scales = 'columns'.")

@@ -55,6 +55,20 @@ def test_scales_per_column_are_refused_where_they_cannot_be_built(tmp_path, targ
         recipe.with_defaults(task="text-generation", licence="mit")
 
 
+@pytest.mark.parametrize(
+    ("target", "task"),
+    [
+        ("cpu-int4", "text-generation"),
+        ("cpu-fp32", "text-generation"),
+        ("cpu-int8", "feature-extraction"),
+    ],
+)
+def test_a_screened_head_is_refused_where_none_can_be_built(tmp_path, target, task):
+    recipe = _read(tmp_path, 'head = "screened"', target=target)
+    with pytest.raises(RecipeError, match="text-generation can have head = 'screened'"):
+        recipe.with_defaults(task=task, licence="mit")
+
+
 def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
     first, same = _read(tmp_path, "block_size = 32"), _read(tmp_path, "")
     assert first.sha256 == same.sha256 != _read(tmp_path, "block_size = 64").sha256
@@ -70,6 +84,7 @@ def test_equal_recipes_have_equal_digests_and_others_others(tmp_path):
         ('name = "Not A Name"', {}, "lower-case"),
         ("block_size = 33", {}, "block_size is not one of"),
         ('scales = "rows"', {}, "scales 'rows' are not one of"),
+        ('head = "fast"', {}, "head 'fast' is not one of screened"),
         ("context_length = 'long'", {}, "must be an integer"),
         ("[thresholds]\nspeed = 1", {}, "thresholds.speed is not one of"),
         ("", {"target": "toaster"}, "target 'toaster' is not one of"),

@@ -138,11 +138,27 @@ def test_what_all_tokens_share_is_as_exact_as_in_8_bits(random):
     assert np.abs(logits - _in_8_bits(model, embedded + more)).mean() < 0.2 * varying
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_a_decoder_with_a_screened_head_answers_like_any_other(tmp_path, kind):
+def _products(bundle):
+    """Return the kinds of products that a bundle's layers are, and its screened head's."""
+    model = onnx.load(bundle.path("model.onnx"), load_external_data=False)
+    kinds = "MatMul", "MatMulIntegerToFloat", "MatMulNBits"
+    found = [(node.name, node.op_type) for node in model.graph.node if node.op_type in kinds]
+    of_layers = {kind for name, kind in found if "/layers." in name}
+    return of_layers, {kind for name, kind in found if "/layers." not in name}
+
+
+@pytest.mark.parametrize(
+    ("kind", "scales"), [("llama", "columns"), ("gemma3", "columns"), ("gemma3", "blocks")]
+)
+def test_a_decoder_with_a_screened_head_answers_like_any_other(tmp_path, kind, scales):
     source = checkpoints.save_decoder(tmp_path / "source", kind, tie_word_embeddings=True)
-    bundle = build_bundle(source, tmp_path / "bundle", "cpu-int8", **_SCREENED, adapter_rank=2)
+    bundle = build_bundle(
+        source, tmp_path / "bundle", "cpu-int8", **_SCREENED, scales=scales, adapter_rank=2
+    )
     verify(bundle)
+    of_layers, of_head = _products(bundle)
+    assert of_head == {"MatMul", "MatMulNBits"}
+    assert of_layers == {"MatMulNBits"} if scales == "blocks" else "MatMulIntegerToFloat" in of_layers
     assert bundle.manifest.interface.token_table is None
     assert bundle.manifest.evidence.figures["top1_agreement"] > 0.85
     decoder = Decoder(OrtSession(bundle.path("model.onnx")), rows=4, max_length=64)
@@ -164,17 +180,17 @@ def test_a_decoder_with_a_screened_head_answers_like_any_other(tmp_path, kind):
     decoder.close()
 
 
-def test_a_fine_tune_on_its_predecessors_grid_keeps_the_previews_scales(tmp_path):
+@pytest.mark.parametrize("scales", ["columns", "blocks"])
+def test_a_fine_tune_on_its_predecessors_grid_keeps_the_previews_scales(tmp_path, scales):
     source = checkpoints.save_decoder(tmp_path / "source", "llama", tie_word_embeddings=True)
-    first = build_bundle(source, tmp_path / "first", "cpu-int8", **_SCREENED)
-    again = build_bundle(
-        source, tmp_path / "again", "cpu-int8", **_SCREENED, on_grid_of=first.folder
-    )
+    recipe = {**_SCREENED, "scales": scales}
+    first = build_bundle(source, tmp_path / "first", "cpu-int8", **recipe)
+    again = build_bundle(source, tmp_path / "again", "cpu-int8", **recipe, on_grid_of=first.folder)
     assert again.manifest.evidence.figures["changed_weights"] == 0
     assert again.path("model.onnx.data").read_bytes() == first.path("model.onnx.data").read_bytes()
     model = onnx.load(again.path("model.onnx"), load_external_data=False)
     assert any(tensor.name.endswith("/screen.1_Q4") for tensor in model.graph.initializer)
-    plain = {"thresholds": _SCREENED["thresholds"], "on_grid_of": first.folder}
+    plain = {key: recipe[key] for key in ("thresholds", "scales")} | {"on_grid_of": first.folder}
     with pytest.raises(RecipeError, match="The head of 'first' is screened"):
         build_bundle(source, tmp_path / "plain", "cpu-int8", **plain)
 

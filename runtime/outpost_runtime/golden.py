@@ -14,12 +14,10 @@ import ml_dtypes
 import numpy as np
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.errors import BundleError, InvalidInputError
+from outpost_runtime.errors import BundleError, InvalidInputError, UnavailableError
 from outpost_runtime.golden_file import of_bundle
 from outpost_runtime.interface import TextInterface
-from outpost_runtime.opening import Model
-from outpost_runtime.sessions.graph import graph_of
-from outpost_runtime.sessions.ort import OrtSession
+from outpost_runtime.opening import Model, ModelSettings, text_graphs
 from outpost_runtime.tensor.engine import TensorEngine
 from outpost_runtime.tensor.request import SequenceStep
 from outpost_runtime.tensors import Array
@@ -28,7 +26,6 @@ from outpost_runtime.text.adapters import AdapterBank
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.scoring import score
-from outpost_runtime.text.token_table import token_rows, with_table
 
 Figures = dict[str, float]
 
@@ -70,27 +67,33 @@ def check_loaded_adapter(model: TextModel, name: str) -> Figures:
     return _check_decoder(model.decoder, shelved.bundle, shelved.adapter.index)
 
 
-def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
+def check_adapter(adapter: Bundle, base: Bundle, settings: ModelSettings | None = None) -> Figures:
     """Run an adapter's golden inputs through its base's graph for adapters, opened for this.
 
     Args:
         adapter: Verified before, as ``base``.
+        settings: Of the base.
 
     Raises:
-        BundleError: The answers are further off than the adapter tolerates, or it is none
-            of this base.
+        BundleError: The answers are further off than the adapter tolerates, it is none of this
+            base, or it ends the process that it is tried in, if that is another one.
     """
     interface = base.manifest.interface
     if not isinstance(interface, TextInterface) or interface.adapters is None:
         raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
-    bank = AdapterBank(interface.adapters, base=base.digest, capacity=1)
+    graphs = text_graphs(base, interface, settings or ModelSettings())
+    support, allocate = interface.adapters, graphs.allocate
+    bank = AdapterBank(support, base=base.digest, capacity=1, allocate=allocate)
     index = bank.load(adapter)
-    opened = OrtSession(graph_of(base, interface.adapters.model))
-    graph = with_table(opened, token_rows(base.contents, interface.token_table))
+    graph = graphs.open(support.model)
     try:
         session = AdapterSession(graph, bank, everywhere=index)
-        decoder = Decoder(session, rows=1, max_length=interface.context_length)
+        longest = interface.context_length
+        decoder = Decoder(session, rows=1, max_length=longest, allocate=allocate)
         return _check_decoder(decoder, adapter)
+    except UnavailableError as error:
+        name = adapter.manifest.name
+        raise BundleError(f"'{name}' cannot run its golden inputs: {error.message}") from error
     finally:
         graph.close()
 

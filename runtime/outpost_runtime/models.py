@@ -68,7 +68,7 @@ class Models(ModelTable):
     ) -> None:
         super().__init__(store)
         self._footprints = Footprints(store.folder / "measured")
-        self._settings = settings
+        self.settings = settings
         self._budget = budget or MemoryBudget()
         self._evict = evict
         self._precedence = Precedence()
@@ -117,14 +117,14 @@ class Models(ModelTable):
 
     def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
         """Return what a bundle is expected to need when it is served under a name."""
-        settings = self._settings(name)
+        settings = self.settings(name)
         second = adapter_graph_bytes(bundle, settings) if adapters else 0
         run_bytes = self._footprints.find(bundle.digest) or 0
         return expected_bytes(bundle, settings, run_bytes) + second
 
     @contextmanager
     def memory_for(self, purpose: str, needed: int) -> Iterator[None]:
-        """Set bytes apart for a bundle that is opened for something else than serving.
+        """Set bytes apart for what is opened for something else than serving.
 
         Raises:
             BusyError: There is not so much left.
@@ -258,7 +258,7 @@ class Models(ModelTable):
     ) -> None:
         before = self._served.get(name)
         hanging = _adapters_of(before.model) if before is not None else []
-        settings = self._settings(name)
+        settings = self.settings(name)
         known = self._footprints.find(bundle.digest)
         second = adapter_graph_bytes(bundle, settings) if adapters else 0
         needed = expected_bytes(bundle, settings, known or 0) + second
@@ -326,7 +326,7 @@ class Models(ModelTable):
         """Serve again what had made room; what cannot be is said, and nothing raised."""
         try:
             self._budget.promise(name, needed)
-            model = open_model(bundle, self._settings(name), self._precedence)
+            model = open_model(bundle, self.settings(name), self._precedence)
             self._served[name] = Served(model=model, bytes=needed)
             self._states[name] = State.READY, ""
             for adapter in adapters:
@@ -407,7 +407,7 @@ class Models(ModelTable):
             model.load_adapter(bundle)
             return
         name = model.bundle.manifest.name
-        needed = adapter_graph_bytes(model.bundle, self._settings(name))
+        needed = adapter_graph_bytes(model.bundle, self.settings(name))
         self._make_room(name, needed, kept=name)
         try:
             model.load_adapter(bundle)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from outpost_runtime import golden_file
 from outpost_runtime.bundle import Bundle, check_runnable
 from outpost_runtime.embeddings import EmbeddingModel
@@ -34,6 +36,7 @@ from outpost_runtime.sessions.pool import SessionPool, open_pool
 from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
+from outpost_runtime.tensors import Allocate
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.token_table import token_rows, with_table
@@ -66,6 +69,19 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError("A run needs at least one thread.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextGraphs:
+    """How the graphs of a bundle that generates text are opened.
+
+    Attributes:
+        open: Opens one by the name of its file; whoever does closes it.
+        allocate: Of what is bound to their sessions.
+    """
+
+    open: Callable[[str], Session]
+    allocate: Allocate = np.zeros
 
 
 def open_model(
@@ -129,24 +145,30 @@ def _session(bundle: Bundle, graph: str, settings: ModelSettings) -> Session:
     return open_pool(lambda: ProcessSession(source, threads=threads), count)
 
 
-def _text_model(
-    bundle: Bundle, interface: TextInterface, settings: ModelSettings, precedence: Precedence
-) -> TextModel:
-    threads, limits = settings.threads or _threads(bundle), settings.text
+def text_graphs(bundle: Bundle, interface: TextInterface, settings: ModelSettings) -> TextGraphs:
+    """Return how the graphs of a bundle that generates text are opened."""
+    threads = settings.threads or _threads(bundle)
     rows = token_rows(bundle.contents, interface.token_table)
 
     def here(graph: str) -> Session:
         return with_table(OrtSession(graph_of(bundle, graph), threads=threads), rows)
 
     if not settings.apart:
-        return TextModel(bundle, interface, here, limits, precedence)
+        return TextGraphs(open=here)
     memory = BoundMemory()  # of the plain graph's process and that of the graph for adapters
 
     def apart(graph: str) -> Session:
         session = ProcessSession(graph_of(bundle, graph), threads=threads, memory=memory)
         return with_table(session, rows)
 
-    return TextModel(bundle, interface, apart, limits, precedence, memory.zeros)
+    return TextGraphs(open=apart, allocate=memory.zeros)
+
+
+def _text_model(
+    bundle: Bundle, interface: TextInterface, settings: ModelSettings, precedence: Precedence
+) -> TextModel:
+    graphs = text_graphs(bundle, interface, settings)
+    return TextModel(bundle, interface, graphs.open, settings.text, precedence, graphs.allocate)
 
 
 def _cannot_be_opened(

@@ -158,7 +158,9 @@ def test_a_decoder_with_a_screened_head_answers_like_any_other(tmp_path, kind, s
     verify(bundle)
     of_layers, of_head = _products(bundle)
     assert of_head == {"MatMul", "MatMulNBits"}
-    assert of_layers == {"MatMulNBits"} if scales == "blocks" else "MatMulIntegerToFloat" in of_layers
+    assert (
+        of_layers == {"MatMulNBits"} if scales == "blocks" else "MatMulIntegerToFloat" in of_layers
+    )
     assert bundle.manifest.interface.token_table is None
     assert bundle.manifest.evidence.figures["top1_agreement"] > 0.85
     decoder = Decoder(OrtSession(bundle.path("model.onnx")), rows=4, max_length=64)

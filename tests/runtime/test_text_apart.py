@@ -10,13 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from outpost_runtime import footprint
 from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BundleError, BusyError, ConfigurationError, UnavailableError
-from outpost_runtime.golden import check, check_loaded_adapter
+from outpost_runtime.golden import check, check_adapter, check_loaded_adapter
 from outpost_runtime.interface import LinearShape
 from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
+from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.store import Store
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.text import model as text_model
@@ -24,6 +26,7 @@ from outpost_runtime.text import prefix_file
 from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
+from outpost_runtime.update import gate
 from outpost_runtime.update.gate import examine, resident_bytes
 
 from tests.support.answers import Gate, begin, events_of, token_ids
@@ -248,6 +251,38 @@ def test_a_candidate_that_ends_its_process_at_the_gate_is_at_fault(model, deadly
     deadly()
     with pytest.raises(BundleError, match="cannot run its golden inputs"):
         examine(model, [], expected_bytes=1 << 30, bytes_before=resident_bytes())
+
+
+def test_an_adapter_is_tried_in_a_process_of_its_own():
+    before = children_of(os.getpid())
+    assert check_adapter(ONE, BASE, APART) == check_adapter(ONE, BASE, HERE)
+    assert children_of(os.getpid()) == before
+
+
+def test_an_adapter_that_ends_the_process_in_which_it_is_tried_is_at_fault(monkeypatch):
+    before, bind = children_of(os.getpid()), ProcessSession.bind
+
+    def kill_and_bind(session, *about):
+        os.kill(session.process_id, signal.SIGKILL)
+        return bind(session, *about)
+
+    monkeypatch.setattr(ProcessSession, "bind", kill_and_bind)
+    with pytest.raises(BundleError, match="cannot run its golden inputs"):
+        check_adapter(ONE, BASE, APART)
+    assert children_of(os.getpid()) == before
+
+
+def test_what_a_candidate_s_process_takes_counts_at_the_gate(monkeypatch):
+    monkeypatch.setattr(gate, "_TOLERATED", 0)
+    before, here = resident_bytes(), footprint.resident_bytes(os.getpid())
+    model = open_model(BASE, APART)
+    try:
+        grown_here = footprint.resident_bytes(os.getpid()) - here
+        with pytest.raises(BusyError, match="has taken"):
+            examine(model, [], expected_bytes=grown_here + (8 << 20), bytes_before=before)
+        examine(model, [], expected_bytes=1 << 30, bytes_before=before)
+    finally:
+        model.close()
 
 
 def test_its_process_counts_and_counts_once_however_often_other_models_may_run_at_once():

@@ -6,9 +6,10 @@
 4. It does not take more memory than was set apart for it.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def examine(
     Args:
         adapters: Names of those that it has loaded and that come with it.
         expected_bytes: What was set apart for it.
-        bytes_before: Memory of this process before it was opened; see :func:`resident_bytes`.
+        bytes_before: Memory in use before it was opened; see :func:`resident_bytes`.
         stop: Ends the waiting for answers.
 
     Raises:
@@ -69,11 +70,25 @@ def examine(
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has in use."""
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) << 10
-    raise AssertionError("the kernel says how much memory a process has")
+    """Return the memory that this process and those that it has started have in use.
+
+    What several of them have mapped counts once (``Pss``, proc_pid_smaps(5)).
+    """
+    return sum(map(_share, ("self", *_children())))
+
+
+def _children() -> Iterator[str]:
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            yield from (thread / "children").read_text("ascii").split()
+
+
+def _share(process: str) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _ask(model: Model, adapters: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from outpost_runtime import golden
+from outpost_runtime.budget import adapter_graph_bytes
 from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
@@ -133,8 +134,10 @@ class Trials:
         self, name: str, adapter: Bundle, base: Bundle, chosen: Mapping[str, Slot]
     ) -> None:
         verify(adapter)
-        with self._models.memory_for(f"gate of {name}", base.manifest.memory_bytes):
-            golden.check_adapter(adapter, base)
+        settings = self._models.settings(base.manifest.name)
+        needed = adapter_graph_bytes(base, settings)
+        with self._models.memory_for(f"gate of {name}", needed):
+            golden.check_adapter(adapter, base, settings)
         self._activate(chosen)
         if base.digest in {model.bundle.digest for model in self._models.texts()}:
             self._models.load(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outpost_runtime import golden
 from outpost_runtime.budget import MemoryBudget, expected_bytes
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import BusyError, DeadlineError, ExecutionError, OutpostError
@@ -374,6 +375,22 @@ def test_an_adapter_alone_passes_its_own_gate(text_box, tmp_path):
     text_box.keeper.round()
     assert text_box.models.get("tiny-decoder").adapters.get(name).bundle.digest == new.digest
     assert text_box.store.slot(name).refusal(bad.digest)
+
+
+def test_an_adapter_alone_is_tried_as_its_base_is_run(text_box, tmp_path, monkeypatch):
+    tried, check = [], golden.check_adapter
+
+    def noted(adapter, base, settings):
+        tried.append(settings.apart)
+        return check(adapter, base, settings)
+
+    monkeypatch.setattr(golden, "check_adapter", noted)
+    text_box.models.settings = lambda name: ModelSettings(apart=name == DECODER.name)
+    new = version_of(ADAPTERS[0], tmp_path, "2")
+    wait_for_gate(text_box.store, new)
+    text_box.keeper.round()
+    assert tried == [True]
+    assert text_box.store.slot(ADAPTERS[0].name).active == new.digest
 
 
 @pytest.mark.incident("memory for one model only", where="swap")

@@ -182,6 +182,14 @@ def test_a_decoder_with_a_screened_head_answers_like_any_other(tmp_path, kind, s
     decoder.close()
 
 
+def test_layers_that_cannot_be_divided_into_blocks_have_a_scale_per_column(tmp_path):
+    source = checkpoints.save_decoder(tmp_path / "source", "llama", tie_word_embeddings=True)
+    bundle = build_bundle(
+        source, tmp_path / "bundle", "cpu-int8", **_SCREENED, scales="blocks", block_size=256
+    )
+    assert _products(bundle)[0] == {"MatMulIntegerToFloat"}
+
+
 @pytest.mark.parametrize("scales", ["columns", "blocks"])
 def test_a_fine_tune_on_its_predecessors_grid_keeps_the_previews_scales(tmp_path, scales):
     source = checkpoints.save_decoder(tmp_path / "source", "llama", tie_word_embeddings=True)

@@ -74,7 +74,11 @@ def resident_bytes() -> int:
 
     What several of them have mapped counts once (``Pss``, proc_pid_smaps(5)).
     """
-    return sum(map(_share, ("self", *_children())))
+    total = _share("self")
+    for child in _children():
+        with contextlib.suppress(OSError):  # it has ended
+            total += _share(child)
+    return total
 
 
 def _children() -> Iterator[str]:
@@ -84,11 +88,10 @@ def _children() -> Iterator[str]:
 
 
 def _share(process: str) -> int:
-    with contextlib.suppress(OSError):  # it has ended
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    return 0
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("the kernel says how much memory a process has")
 
 
 def _ask(model: Model, adapters: Sequence[str]) -> None:

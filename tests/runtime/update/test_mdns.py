@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import socket
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.server.address import Address
 from outpost_runtime.update.fetch import mdns
-from outpost_runtime.update.fetch.mdns import SERVICE, announced, find_mirrors
+from outpost_runtime.update.fetch.mdns import announced, find_mirrors
 from zeroconf import ServiceInfo, Zeroconf
 
 LOOPBACK = ("127.0.0.1",)
@@ -28,17 +29,23 @@ def _multicasts():
 pytestmark = pytest.mark.skipif(not _multicasts(), reason="no multicast on this loopback")
 
 
+@pytest.fixture(autouse=True)
+def own_service(monkeypatch):
+    """Tests of other processes tell of theirs on the same loopback."""
+    monkeypatch.setattr(mdns, "SERVICE", f"_outpost-{os.getpid() % 100_000}._tcp.local.")
+
+
 @contextlib.contextmanager
 def _told(*services):
     """Tell of services as anybody on a network may."""
     daemon = Zeroconf(interfaces=list(LOOPBACK))
     for number, (port, addresses) in enumerate(services):
         info = ServiceInfo(
-            SERVICE,
-            f"somebody-{number}.{SERVICE}",
+            mdns.SERVICE,
+            f"somebody-{number}.{mdns.SERVICE}",
             port=port,
             parsed_addresses=addresses,
-            server=f"somebody-{number}.local.",
+            server=f"somebody-{os.getpid()}-{number}.local.",
         )
         daemon.register_service(info, cooperating_responders=True)
     try:

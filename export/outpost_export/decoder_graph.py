@@ -73,9 +73,9 @@ def write_decoder_graph(
     Args:
         checkpoint: Folder saved by transformers 5.
         out: An existing folder.
-        recipe: Complete. With scales per column, products are in integers (``int8_graph.py``).
+        recipe: Complete. With scales per column or a screened head, see ``int8_graph.py``.
         context_length: Positions for which RoPE caches are written.
-        calibration: Tokens of a text by which scales per column are balanced.
+        calibration: Tokens of a text, by what layers read of which these are quantized.
         grid: The predecessor's, to quantize on.
 
     Returns:

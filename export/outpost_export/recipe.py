@@ -9,7 +9,8 @@ A recipe file is TOML; every key may be missing::
     context_length = 2048          # decoders: positions that a device will hold
     scales = "columns"             # cpu-int8 decoders: weights that share a scale; or "blocks"
     block_size = 32                # weights in a block, where these share a scale
-    head = "screened"              # cpu-int8 decoders with a tied head: faster, and larger
+    head = "screened"              # cpu-int8 decoders with a tied head: faster, larger, not for
+                                   # answers in a form (JSON, …)
     adapter_rank = 0               # decoders: largest rank of adapters served with it; 0: none
     max_batch = 32                 # ONNX files: rows of a run, if it can be shared; 0: never
     labels = ["ok", "scratched"]   # ONNX files: names of a classifier's classes

@@ -14,8 +14,12 @@ _WEIGHTS_FACTOR = 2.4
 """An opened graph takes at most this many times its files: the weights, once more packed, and
 some in both forms (a tied head in 4 bits)."""
 
-_WITH_TABLE_FACTOR = 1.3
-"""The same of a graph whose embeddings lie outside: none of its weights is kept twice."""
+_KEPT_ONCE_FACTOR = 1.3
+"""The same of a graph whose embeddings lie outside, or that reads them by rows: none of its weights
+is kept twice."""
+
+_SCREENED = "screened"
+"""Heads beside which the embedding is read by rows, as the exporter's recipe calls them."""
 
 _SESSION_BYTES = 16 << 20
 """What a session takes beside its weights and what it computes."""
@@ -102,13 +106,26 @@ def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
     return _graph_bytes(base, settings)
 
 
+def trial_bytes(base: Bundle, settings: ModelSettings) -> int:
+    """Return what a base takes that is opened to try one adapter: for one sequence."""
+    beside = max(base.manifest.memory_bytes - _weights(base), 0)
+    return _graph_bytes(base, settings) + _RUN_BYTES + beside
+
+
 def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:
-    interface, files = bundle.manifest.interface, bundle.manifest.files
-    weights = sum(entry.size for name, entry in files.items() if ".onnx" in name)
-    has_table = isinstance(interface, TextInterface) and interface.token_table is not None
-    factor = _WITH_TABLE_FACTOR if has_table else _WEIGHTS_FACTOR
+    factor = _KEPT_ONCE_FACTOR if _is_kept_once(bundle) else _WEIGHTS_FACTOR
     process = _PROCESS_BYTES if settings.apart else 0
-    return int(weights * factor) + _SESSION_BYTES + process
+    return int(_weights(bundle) * factor) + _SESSION_BYTES + process
+
+
+def _weights(bundle: Bundle) -> int:
+    return sum(entry.size for name, entry in bundle.manifest.files.items() if ".onnx" in name)
+
+
+def _is_kept_once(bundle: Bundle) -> bool:
+    interface, recipe = bundle.manifest.interface, bundle.manifest.provenance.recipe
+    has_table = isinstance(interface, TextInterface) and interface.token_table is not None
+    return has_table or recipe.get("head") == _SCREENED
 
 
 def available_bytes() -> int:

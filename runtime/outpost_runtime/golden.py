@@ -8,16 +8,21 @@ the manifest: processors round differently, damage does not round.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import ml_dtypes
 import numpy as np
 
 from outpost_runtime.bundle import Bundle
-from outpost_runtime.errors import BundleError, InvalidInputError, UnavailableError
+from outpost_runtime.errors import (
+    BundleError,
+    ExecutionError,
+    InvalidInputError,
+    UnavailableError,
+)
 from outpost_runtime.golden_file import of_bundle
 from outpost_runtime.interface import TextInterface
-from outpost_runtime.opening import Model, ModelSettings, text_graphs
+from outpost_runtime.opening import Model, ModelSettings, as_errors_of_opening, text_graphs
 from outpost_runtime.tensor.engine import TensorEngine
 from outpost_runtime.tensor.request import SequenceStep
 from outpost_runtime.tensors import Array
@@ -67,35 +72,69 @@ def check_loaded_adapter(model: TextModel, name: str) -> Figures:
     return _check_decoder(model.decoder, shelved.bundle, shelved.adapter.index)
 
 
-def check_adapter(adapter: Bundle, base: Bundle, settings: ModelSettings | None = None) -> Figures:
+def check_adapter(adapter: Bundle, base: Bundle) -> Figures:
     """Run an adapter's golden inputs through its base's graph for adapters, opened for this.
+
+    Args:
+        adapter: Verified before, as ``base``.
+
+    Raises:
+        BundleError: The answers are further off than the adapter tolerates, or it is none
+            of this base.
+        UnavailableError: The base cannot be opened.
+    """
+    with opened_for_adapter(adapter, base) as decoder:
+        return check_opened_adapter(decoder, adapter)
+
+
+@contextmanager
+def opened_for_adapter(
+    adapter: Bundle, base: Bundle, settings: ModelSettings | None = None
+) -> Iterator[Decoder]:
+    """Open a base's graph for adapters with one adapter, which all of its rows have.
 
     Args:
         adapter: Verified before, as ``base``.
         settings: Of the base.
 
     Raises:
-        BundleError: The answers are further off than the adapter tolerates, it is none of this
-            base, or it ends the process that it is tried in, if that is another one.
+        BundleError: It is no adapter of this base.
+        BusyError: The machine is short of memory or of files.
+        UnavailableError: The base cannot be opened, which is no fault of the adapter.
     """
     interface = base.manifest.interface
     if not isinstance(interface, TextInterface) or interface.adapters is None:
         raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
     graphs = text_graphs(base, interface, settings or ModelSettings())
-    support, allocate = interface.adapters, graphs.allocate
-    bank = AdapterBank(support, base=base.digest, capacity=1, allocate=allocate)
+    bank = AdapterBank(interface.adapters, base=base.digest, capacity=1, allocate=graphs.allocate)
     index = bank.load(adapter)
-    graph = graphs.open(support.model)
+    with ExitStack() as opened:
+        try:
+            with as_errors_of_opening(base):
+                graph = graphs.open(interface.adapters.model)
+                opened.callback(graph.close)
+                session = AdapterSession(graph, bank, everywhere=index)
+                longest = interface.context_length
+                decoder = Decoder(session, rows=1, max_length=longest, allocate=graphs.allocate)
+        except (BundleError, ExecutionError) as error:
+            raise UnavailableError(
+                f"The base of '{adapter.manifest.name}' cannot be opened: {error.message}"
+            ) from error
+        yield decoder
+
+
+def check_opened_adapter(decoder: Decoder, adapter: Bundle) -> Figures:
+    """Run an adapter's golden inputs; see :func:`opened_for_adapter`.
+
+    Raises:
+        BundleError: The answers are further off than the adapter tolerates, or it ends the
+            process that they are run in, if that is another one.
+    """
     try:
-        session = AdapterSession(graph, bank, everywhere=index)
-        longest = interface.context_length
-        decoder = Decoder(session, rows=1, max_length=longest, allocate=allocate)
         return _check_decoder(decoder, adapter)
     except UnavailableError as error:
         name = adapter.manifest.name
         raise BundleError(f"'{name}' cannot run its golden inputs: {error.message}") from error
-    finally:
-        graph.close()
 
 
 def differences(

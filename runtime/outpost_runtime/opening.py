@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,16 +105,29 @@ def open_model(
         UnsupportedError: The bundle's target is not for this runtime.
     """
     check_runnable(bundle)
-    try:
+    with as_errors_of_opening(bundle):
         return _open(bundle, settings or ModelSettings(), precedence or Precedence(), account)
+
+
+@contextmanager
+def as_errors_of_opening(bundle: Bundle) -> Iterator[None]:
+    """Let what goes wrong while a bundle is opened end as an error of ours.
+
+    Raises:
+        BusyError: The machine is short of memory or of files.
+        BundleError: Anything else is wrong with the files.
+    """
+    name = bundle.manifest.name
+    try:
+        yield
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _SHORT_OF:
-            raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
+            raise BundleError(f"'{name}' cannot be opened: {error}.") from error
         raise BusyError(
-            f"This machine is too short of memory or files to open '{bundle.manifest.name}'."
+            f"This machine is too short of memory or files to open '{name}'."
         ) from error
     except ValueError as error:  # of numpy and of damaged files
-        raise BundleError(f"'{bundle.manifest.name}' cannot be opened: {error}.") from error
+        raise BundleError(f"'{name}' cannot be opened: {error}.") from error
 
 
 def _open(

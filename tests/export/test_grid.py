@@ -15,7 +15,7 @@ from outpost_export.grid import layout_of
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError
 from outpost_runtime.manifest import encode_manifest, parse_manifest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from tests.support import checkpoints
 from tests.support.building import build_bundle
@@ -28,9 +28,14 @@ _KINDS = {
     "columns, tied head": ("gemma3", _TIED, {"target": "cpu-int8"}),
     "columns": ("llama", {}, {"target": "cpu-int8"}),
     "8 bits in blocks": ("gemma3", _TIED, {"target": "cpu-int8", "scales": "blocks"}),
+    "screened head": (
+        "gemma3",
+        _TIED,
+        {"target": "cpu-int8", "scales": "blocks", "head": "screened"},
+    ),
     "4 bits": ("llama", _TIED, {"target": "cpu-int4"}),
 }
-_SLOW = ("columns", "8 bits in blocks")
+_SLOW = ("columns", "8 bits in blocks", "screened head")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,19 +56,9 @@ def _pair(folder, kind):
     source = checkpoints.save_decoder(folder / "source", architecture, **changes)
     recipe = recipe | _LOOSE
     old = build_bundle(source, folder / "old", **recipe)
-    tuned = _tuned(source, folder / "tuned")
+    tuned = checkpoints.save_tuned(source, folder / "tuned", _TRAINED)
     new = build_bundle(tuned, folder / "new", on_grid_of=old.folder, **recipe)
     return Pair(recipe=recipe, source=source, old=old, new=new)
-
-
-def _tuned(source, out, *, size=0.05, name=_TRAINED):
-    """Return a copy of a checkpoint with one tensor moved by a share of its spread."""
-    shutil.copytree(source, out)
-    weights, random = load_file(out / "model.safetensors"), np.random.default_rng(1)
-    change = random.normal(size=weights[name].shape, scale=size * float(weights[name].std()))
-    weights[name] = weights[name] + change.astype(np.float32)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
 
 
 def _tensors(bundle):
@@ -93,7 +88,7 @@ def four_bits(tmp_path_factory):
 
 def test_scales_are_the_predecessors_and_tensors_lie_where_they_did(pair):
     old, new = _tensors(pair.old), _tensors(pair.new)
-    scales = [name for name in old if name.endswith(("scales", "inverse_factors", "/zeros"))]
+    scales = [name for name in old if name.endswith(("scales", "_factors", "/zeros", "/usual"))]
     assert len(scales) >= 11
     for name in scales:
         np.testing.assert_array_equal(old[name], new[name], err_msg=name)
@@ -129,7 +124,7 @@ def test_the_manifest_names_the_predecessor_and_that_of_a_fresh_build_does_not(p
 
 
 def test_weights_beyond_the_frozen_scales_are_clipped_and_counted(four_bits, tmp_path):
-    far = _tuned(four_bits.source, tmp_path / "far", size=3)
+    far = checkpoints.save_tuned(four_bits.source, tmp_path / "far", _TRAINED, size=3)
     bundle = four_bits.build(far, tmp_path / "b")
     figures = bundle.manifest.evidence.figures
     # Of 64 · 96 weights with three times their spread on top, most leave a range of two or three.
@@ -141,7 +136,7 @@ def test_weights_beyond_the_frozen_scales_are_clipped_and_counted(four_bits, tmp
 
 
 def test_a_build_that_is_worse_on_the_grid_is_told_of_a_fresh_one(four_bits, tmp_path):
-    far = _tuned(four_bits.source, tmp_path / "far", size=3)
+    far = checkpoints.save_tuned(four_bits.source, tmp_path / "far", _TRAINED, size=3)
     with pytest.raises(EvidenceError, match="perplexity_increase") as caught:
         four_bits.build(far, tmp_path / "b", thresholds={"perplexity_increase": -1.0})
     assert "fresh grid, without --on-grid-of" in caught.value.hint
@@ -223,7 +218,7 @@ def test_an_encoder_keeps_what_was_not_trained(kind, target, tmp_path):
     same = build_bundle(source, tmp_path / "same", on_grid_of=old.folder, **recipe)
     assert same.manifest.files["model.onnx.data"] == old.manifest.files["model.onnx.data"]
     new = build_bundle(
-        _tuned(source, tmp_path / "tuned", name=name),
+        checkpoints.save_tuned(source, tmp_path / "tuned", name),
         tmp_path / "new",
         on_grid_of=old.folder,
         **recipe,

@@ -1,12 +1,18 @@
 """What a server serves: models come and go, and never take more memory than there is."""
 
+import dataclasses
 import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
-from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
+from outpost_runtime.budget import (
+    MemoryBudget,
+    adapter_graph_bytes,
+    expected_bytes,
+    trial_bytes,
+)
 from outpost_runtime.bundle import read_bundle
 from outpost_runtime.errors import (
     BundleError,
@@ -337,6 +343,25 @@ def test_one_model_that_fits_only_once_is_replaced_one_after_the_other(store, tm
 
 
 _LARGE = 500 << 20
+
+
+def test_a_model_that_reads_its_embedding_by_rows_has_its_weights_once():
+    bundle = read_bundle(DECODER)
+    made = bundle.manifest.provenance
+    made = dataclasses.replace(made, recipe=made.recipe | {"head": "screened"})
+    screened = dataclasses.replace(
+        bundle, manifest=dataclasses.replace(bundle.manifest, provenance=made)
+    )
+    weights = sum(e.size for name, e in bundle.manifest.files.items() if ".onnx" in name)
+    saved = expected_bytes(bundle, _SETTINGS) - expected_bytes(screened, _SETTINGS)
+    assert saved == pytest.approx(1.1 * weights, rel=0.01)
+
+
+def test_a_base_that_an_adapter_is_tried_on_has_room_for_a_sequence():
+    base = read_bundle(DECODER)
+    weights = sum(e.size for name, e in base.manifest.files.items() if ".onnx" in name)
+    beside = trial_bytes(base, _SETTINGS) - adapter_graph_bytes(base, _SETTINGS)
+    assert beside > base.manifest.memory_bytes - weights > 0
 
 
 def _runs_take(monkeypatch, run_bytes):

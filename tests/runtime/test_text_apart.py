@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import os
 import signal
@@ -10,11 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
-from outpost_runtime import footprint
+from outpost_runtime import footprint, opening
 from outpost_runtime.budget import MemoryBudget, adapter_graph_bytes, expected_bytes
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.errors import BundleError, BusyError, ConfigurationError, UnavailableError
-from outpost_runtime.golden import check, check_adapter, check_loaded_adapter
+from outpost_runtime.errors import (
+    BundleError,
+    BusyError,
+    ConfigurationError,
+    ExecutionError,
+    UnavailableError,
+)
+from outpost_runtime.golden import (
+    check,
+    check_adapter,
+    check_loaded_adapter,
+    check_opened_adapter,
+    opened_for_adapter,
+)
 from outpost_runtime.interface import LinearShape
 from outpost_runtime.models import Models
 from outpost_runtime.opening import ModelSettings, open_model
@@ -27,7 +40,7 @@ from outpost_runtime.text.decoder import Decoder
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.request import FailEvent, FinishEvent, Sampling, TextRequest
 from outpost_runtime.update import gate
-from outpost_runtime.update.gate import examine, resident_bytes
+from outpost_runtime.update.gate import GateLimits, bytes_in_use, examine, examine_adapter
 
 from tests.support.answers import Gate, begin, events_of, token_ids
 from tests.support.fixtures import ADAPTERS, DECODER
@@ -250,13 +263,16 @@ def test_a_bundle_that_ends_its_process_while_it_warms_up_is_at_fault(deadly):
 def test_a_candidate_that_ends_its_process_at_the_gate_is_at_fault(model, deadly):
     deadly()
     with pytest.raises(BundleError, match="cannot run its golden inputs"):
-        examine(model, [], expected_bytes=1 << 30, bytes_before=resident_bytes())
+        examine(model, [], expected_bytes=1 << 30, bytes_before=bytes_in_use())
 
 
 def test_an_adapter_is_tried_in_a_process_of_its_own():
     before = children_of(os.getpid())
-    assert check_adapter(ONE, BASE, APART) == check_adapter(ONE, BASE, HERE)
+    with opened_for_adapter(ONE, BASE, APART) as decoder:
+        assert len(children_of(os.getpid())) == len(before) + 1
+        figures = check_opened_adapter(decoder, ONE)
     assert children_of(os.getpid()) == before
+    assert figures == check_adapter(ONE, BASE)
 
 
 def test_an_adapter_that_ends_the_process_in_which_it_is_tried_is_at_fault(monkeypatch):
@@ -268,13 +284,41 @@ def test_an_adapter_that_ends_the_process_in_which_it_is_tried_is_at_fault(monke
 
     monkeypatch.setattr(ProcessSession, "bind", kill_and_bind)
     with pytest.raises(BundleError, match="cannot run its golden inputs"):
-        check_adapter(ONE, BASE, APART)
+        examine_adapter(ONE, BASE, APART)
+    assert children_of(os.getpid()) == before
+
+
+@pytest.mark.parametrize(
+    ("failure", "blamed"),
+    [
+        (lambda: OSError(errno.ENOMEM, "no memory"), BusyError),
+        (lambda: OSError(errno.EIO, "no disk"), UnavailableError),
+        (lambda: ExecutionError("The process does not speak as it should."), UnavailableError),
+    ],
+)
+def test_an_adapter_is_not_at_fault_where_its_base_cannot_be_opened(monkeypatch, failure, blamed):
+    def fail(*_, **__):
+        raise failure()
+
+    monkeypatch.setattr(opening, "ProcessSession", fail)
+    with pytest.raises(blamed):
+        examine_adapter(ONE, BASE, APART)
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_the_trial_of_an_adapter_ends_in_time_and_with_the_server(stopping):
+    before, stop = children_of(os.getpid()), threading.Event()
+    limits = GateLimits(seconds=60 if stopping else 0)
+    if stopping:
+        stop.set()
+    with pytest.raises(UnavailableError if stopping else BundleError, match=r"stopping|in 0 s"):
+        examine_adapter(ONE, BASE, APART, limits=limits, stop=stop)
     assert children_of(os.getpid()) == before
 
 
 def test_what_a_candidate_s_process_takes_counts_at_the_gate(monkeypatch):
     monkeypatch.setattr(gate, "_TOLERATED", 0)
-    before, here = resident_bytes(), footprint.resident_bytes(os.getpid())
+    before, here = bytes_in_use(), footprint.resident_bytes(os.getpid())
     model = open_model(BASE, APART)
     try:
         grown_here = footprint.resident_bytes(os.getpid()) - here

@@ -1,12 +1,15 @@
 """Tiny seeded checkpoints, saved by transformers as a user's fine-tune would be."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -20,6 +23,16 @@ CHAT_TEMPLATE = (
     "[{{ message.role }}]{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+def save_tuned(source: Path, out: Path, name: str, *, size: float = 0.05) -> Path:
+    """Save a copy of a checkpoint with one tensor moved by a share of its spread."""
+    shutil.copytree(source, out)
+    weights, random = load_file(out / "model.safetensors"), np.random.default_rng(1)
+    change = random.normal(size=weights[name].shape, scale=size * float(weights[name].std()))
+    weights[name] = weights[name] + change.astype(np.float32)
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 def save_tokenizer(folder: Path, *, chat: bool = False, end_marker: bool = False) -> None:

@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from outpost_runtime import golden
+from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BundleError, BusyError, UnavailableError
-from outpost_runtime.opening import Model
+from outpost_runtime.footprint import resident_bytes
+from outpost_runtime.opening import Model, ModelSettings
 from outpost_runtime.text.model import TextModel
 
 _LOOK_SECONDS = 0.2
@@ -50,7 +53,7 @@ def examine(
     Args:
         adapters: Names of those that it has loaded and that come with it.
         expected_bytes: What was set apart for it.
-        bytes_before: Memory in use before it was opened; see :func:`resident_bytes`.
+        bytes_before: Memory in use before it was opened; see :func:`bytes_in_use`.
         stop: Ends the waiting for answers.
 
     Raises:
@@ -61,7 +64,7 @@ def examine(
     limits = limits or GateLimits()
     name = model.bundle.manifest.name
     _in_time(lambda: _ask(model, adapters), limits.seconds, name, stop or threading.Event())
-    grown, most = resident_bytes() - bytes_before, limits.memory_factor * expected_bytes
+    grown, most = bytes_in_use() - bytes_before, limits.memory_factor * expected_bytes
     if grown > most + _TOLERATED:
         raise BusyError(  # others may have taken it: it may try again
             f"'{name}' has taken {grown >> 20} MiB, and was expected to need "
@@ -69,12 +72,46 @@ def examine(
         )
 
 
-def resident_bytes() -> int:
+def examine_adapter(
+    adapter: Bundle,
+    base: Bundle,
+    settings: ModelSettings,
+    *,
+    limits: GateLimits | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Ask an adapter that comes alone whether it is what was built, on its base, opened for this.
+
+    Args:
+        adapter: Verified before, as ``base``.
+        settings: How the base is opened when it is served: apart, an adapter ends nothing else.
+        stop: Ends the waiting for answers.
+
+    Raises:
+        BundleError: It is not; the message says why.
+        BusyError: The machine is short of memory or of files.
+        UnavailableError: ``stop`` was set, or the base cannot be opened.
+    """
+    seconds, name = (limits or GateLimits()).seconds, adapter.manifest.name
+    with golden.opened_for_adapter(adapter, base, settings) as decoder:
+        _in_time(
+            lambda: golden.check_opened_adapter(decoder, adapter),
+            seconds,
+            name,
+            stop or threading.Event(),
+        )
+
+
+def bytes_in_use() -> int:
     """Return the memory that this process and those that it has started have in use.
 
-    What several of them have mapped counts once (``Pss``, proc_pid_smaps(5)).
+    What several of them have mapped counts once (``Pss``, proc_pid_smaps(5)); where the kernel does
+    not say that, this process counts alone.
     """
-    total = _share("self")
+    try:
+        total = _share("self")
+    except OSError:
+        return resident_bytes(os.getpid())
     for child in _children():
         with contextlib.suppress(OSError):  # it has ended
             total += _share(child)
@@ -105,7 +142,7 @@ def _ask(model: Model, adapters: Sequence[str]) -> None:
         raise BundleError(f"'{name}' cannot run its golden inputs: {error.message}") from error
 
 
-def _in_time(act: Callable[[], None], seconds: float, name: str, stop: threading.Event) -> None:
+def _in_time(act: Callable[[], object], seconds: float, name: str, stop: threading.Event) -> None:
     failures: list[Exception] = []
 
     def run() -> None:
@@ -124,4 +161,4 @@ def _in_time(act: Callable[[], None], seconds: float, name: str, stop: threading
     if thread.is_alive():
         raise BundleError(f"'{name}' did not answer its golden inputs in {seconds:.0f} s.")
     if failures:
-        raise failures[0]
+        raise failures.pop()  # a list that its traceback holds would keep it and all it has

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
-from outpost_runtime import golden
-from outpost_runtime.budget import adapter_graph_bytes
+from outpost_runtime.budget import trial_bytes
 from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
@@ -25,7 +24,7 @@ from outpost_runtime.opening import Model
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
-from outpost_runtime.update.gate import GateLimits, examine, resident_bytes
+from outpost_runtime.update.gate import GateLimits, bytes_in_use, examine, examine_adapter
 from outpost_runtime.update.slots import Behaviour, Candidate, Slot
 
 ITS_OWN_FAULT = (BundleError, ExecutionError, InvalidInputError, UnsupportedError)
@@ -115,7 +114,7 @@ class Trials:
         self, name: str, bundles: Mapping[str, Bundle], chosen: Mapping[str, Slot]
     ) -> None:
         adapters = [each for each in bundles if each != name]
-        before = resident_bytes()
+        before = bytes_in_use()
 
         def accept(model: Model) -> None:
             examine(
@@ -135,9 +134,8 @@ class Trials:
     ) -> None:
         verify(adapter)
         settings = self._models.settings(base.manifest.name)
-        needed = adapter_graph_bytes(base, settings)
-        with self._models.memory_for(f"gate of {name}", needed):
-            golden.check_adapter(adapter, base, settings)
+        with self._models.memory_for(f"gate of {name}", trial_bytes(base, settings)):
+            examine_adapter(adapter, base, settings, limits=self._limits, stop=self._stop)
         self._activate(chosen)
         if base.digest in {model.bundle.digest for model in self._models.texts()}:
             self._models.load(name)

@@ -378,13 +378,13 @@ def test_an_adapter_alone_passes_its_own_gate(text_box, tmp_path):
 
 
 def test_an_adapter_alone_is_tried_as_its_base_is_run(text_box, tmp_path, monkeypatch):
-    tried, check = [], golden.check_adapter
+    tried, opened_for = [], golden.opened_for_adapter
 
     def noted(adapter, base, settings):
         tried.append(settings.apart)
-        return check(adapter, base, settings)
+        return opened_for(adapter, base, settings)
 
-    monkeypatch.setattr(golden, "check_adapter", noted)
+    monkeypatch.setattr(golden, "opened_for_adapter", noted)
     text_box.models.settings = lambda name: ModelSettings(apart=name == DECODER.name)
     new = version_of(ADAPTERS[0], tmp_path, "2")
     wait_for_gate(text_box.store, new)

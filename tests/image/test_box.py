@@ -1,6 +1,7 @@
 """The image as a box in an emulator, seen from outside: ports, serial cable, disk."""
 
 import mmap
+import os
 
 import pytest
 
@@ -18,6 +19,11 @@ def _offset_of(box, kind):
         if f'name="{kind}"' in line:
             return int(line.split("start=")[1].split(",")[0]) * 512
     raise AssertionError(f"no partition {kind}")
+
+
+def _gigabytes(said):
+    """Return the size of a report's line about a partition: ``tpm 3.1G 2.9G``."""
+    return float(said.split()[1].removesuffix("G"))
 
 
 def test_a_new_box_takes_a_stick_and_serves_what_its_publisher_offers(factory_new, show):
@@ -95,6 +101,18 @@ def test_a_clock_of_1970_changes_nothing(box):
         box.wait(lambda: is_served(box))
         report = box.report()
     assert int(report["clock"][0]) > 1_700_000_000
+    assert report["failed"] == [""]
+
+
+def test_models_grow_with_the_disk_and_nothing_is_lost(box, factory_new, show):
+    os.truncate(box.folder / "disk.raw", 8 << 30)
+    with box:
+        box.wait(lambda: is_served(box))
+        ask(box)
+        report = box.report()
+    before, now = (_gigabytes(of["disk models"][0]) for of in (factory_new.first_report, report))
+    show("models before and now, GB", (before, now))
+    assert 1.8 < now - before < 2.2
     assert report["failed"] == [""]
 
 

@@ -119,6 +119,26 @@ def test_nothing_that_takes_long_needs_the_boot_partition_to_stay_mounted():
     assert needing == ["outpost-disk-weak-key.service"]  # it is done before the disk is unlocked
 
 
+def test_every_file_system_grows_and_no_mapping_is_resized():
+    """A mapping is made after its partition has grown; growfs would ask for a key to resize it."""
+    fstab = (EXTRA / "etc/fstab").read_text("utf-8")
+    assert "growfs" not in fstab
+    mounted = re.findall(r"^(/dev/mapper/\S+)", fstab, re.MULTILINE)
+    grow = _sections(EXTRA / "usr/lib/systemd/system/outpost-grow.service")
+    assert grow["Service", "ExecStart"] == [f"resize2fs {device}" for device in mounted]
+
+
+def test_every_unit_that_can_be_enabled_is():
+    enabled = "".join(
+        path.read_text("utf-8")
+        for folder in FOLDERS
+        for path in (folder / "usr/lib/systemd/system-preset").glob("*.preset")
+    )
+    for path in UNITS:
+        if any(section == "Install" for section, _ in _sections(path)):
+            assert f"enable {path.name}\n" in enabled
+
+
 @pytest.fixture(scope="module")
 def analyze():
     program = shutil.which("systemd-analyze")
@@ -185,18 +205,31 @@ def test_every_package_is_locked_by_its_digest(name):
     assert len(files) == len(set(files)), "two versions of one package"
 
 
+def _names(lock):
+    return {unquote(entry[3].rsplit("/", 1)[1].split("_")[0]) for entry in _locked(lock)}
+
+
+# Virtual names that Debian's packages of another name provide.
+_PROVIDED = {"libtss2-tcti-device0": "libtss2-tcti-device0t64", "libtss2-rc0t64": None}
+
+
+def test_every_tool_is_locked():
+    locked = _names("tools.lock")
+    wanted = (TREE / "tools.list").read_text("utf-8").splitlines()[1:]
+    assert "libfaketime" in wanted  # signatures say when they were made
+    missing = [name for name in wanted if not {name, _PROVIDED.get(name)} & locked]
+    assert missing == []
+
+
 def test_every_package_of_the_images_is_locked():
-    names = {entry[3].rsplit("/", 1)[1].split("_")[0] for entry in _locked("packages.lock")}
-    locked = {unquote(name) for name in names}
+    locked = _names("packages.lock")
     built = [path for path in TREE.rglob("mkosi.conf") if _UNBUILT not in path.read_text("utf-8")]
     assert len(built) > 4
     for path in built:
         block = re.search(r"^Packages=\n((?: +.+\n)+)", path.read_text("utf-8"), re.MULTILINE)
         wanted = set(block[1].split()) if block else set()
-        # Virtual names that Debian's packages of another name provide.
-        provided = {"libtss2-tcti-device0": "libtss2-tcti-device0t64", "libtss2-rc0t64": None}
         for package in wanted:
-            assert package in locked or provided.get(package) in locked, f"{path}: {package}"
+            assert package in locked or _PROVIDED.get(package) in locked, f"{path}: {package}"
 
 
 def test_the_wheels_are_those_that_were_tested():

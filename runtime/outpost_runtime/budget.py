@@ -8,7 +8,7 @@ from outpost_runtime import heap
 from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.interface import EmbeddingInterface, TextInterface
-from outpost_runtime.opening import ModelSettings
+from outpost_runtime.opening import ModelSettings, weight_bytes
 
 _WEIGHTS_FACTOR = 2.4
 """An opened graph takes at most this many times its files: the weights, once more packed, and
@@ -108,18 +108,14 @@ def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
 
 def trial_bytes(base: Bundle, settings: ModelSettings) -> int:
     """Return what a base takes that is opened to try one adapter: for one sequence."""
-    beside = max(base.manifest.memory_bytes - _weights(base), 0)
+    beside = max(base.manifest.memory_bytes - weight_bytes(base), 0)
     return _graph_bytes(base, settings) + _RUN_BYTES + beside
 
 
 def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:
     factor = _KEPT_ONCE_FACTOR if _is_kept_once(bundle) else _WEIGHTS_FACTOR
     process = _PROCESS_BYTES if settings.apart else 0
-    return int(_weights(bundle) * factor) + _SESSION_BYTES + process
-
-
-def _weights(bundle: Bundle) -> int:
-    return sum(entry.size for name, entry in bundle.manifest.files.items() if ".onnx" in name)
+    return int(weight_bytes(bundle) * factor) + _SESSION_BYTES + process
 
 
 def _is_kept_once(bundle: Bundle) -> bool:

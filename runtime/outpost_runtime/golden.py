@@ -105,22 +105,30 @@ def opened_for_adapter(
     interface = base.manifest.interface
     if not isinstance(interface, TextInterface) or interface.adapters is None:
         raise BundleError(f"The bundle '{base.manifest.name}' takes no adapters.")
-    graphs = text_graphs(base, interface, settings or ModelSettings())
-    bank = AdapterBank(interface.adapters, base=base.digest, capacity=1, allocate=graphs.allocate)
+    with _faults_of_base(adapter, base):
+        graphs = text_graphs(base, interface, settings or ModelSettings())
+    support, allocate = interface.adapters, graphs.allocate
+    bank = AdapterBank(support, base=base.digest, capacity=1, allocate=allocate)
     index = bank.load(adapter)
     with ExitStack() as opened:
-        try:
-            with as_errors_of_opening(base):
-                graph = graphs.open(interface.adapters.model)
-                opened.callback(graph.close)
-                session = AdapterSession(graph, bank, everywhere=index)
-                longest = interface.context_length
-                decoder = Decoder(session, rows=1, max_length=longest, allocate=graphs.allocate)
-        except (BundleError, ExecutionError) as error:
-            raise UnavailableError(
-                f"The base of '{adapter.manifest.name}' cannot be opened: {error.message}"
-            ) from error
+        with _faults_of_base(adapter, base):
+            graph = graphs.open(support.model)
+            opened.callback(graph.close)
+            session = AdapterSession(graph, bank, everywhere=index)
+            longest = interface.context_length
+            decoder = Decoder(session, rows=1, max_length=longest, allocate=allocate)
         yield decoder
+
+
+@contextmanager
+def _faults_of_base(adapter: Bundle, base: Bundle) -> Iterator[None]:
+    try:
+        with as_errors_of_opening(base):
+            yield
+    except (BundleError, ExecutionError) as error:
+        raise UnavailableError(
+            f"The base of '{adapter.manifest.name}' cannot be opened: {error.message}"
+        ) from error
 
 
 def check_opened_adapter(decoder: Decoder, adapter: Bundle) -> Figures:

@@ -159,6 +159,11 @@ def _session(bundle: Bundle, graph: str, settings: ModelSettings) -> Session:
     return open_pool(lambda: ProcessSession(source, threads=threads), count)
 
 
+def weight_bytes(bundle: Bundle) -> int:
+    """Return the size of a bundle's graphs and their weights."""
+    return sum(entry.size for name, entry in bundle.manifest.files.items() if ".onnx" in name)
+
+
 def text_graphs(bundle: Bundle, interface: TextInterface, settings: ModelSettings) -> TextGraphs:
     """Return how the graphs of a bundle that generates text are opened."""
     threads = settings.threads or _threads(bundle)
@@ -245,8 +250,7 @@ def _process_of(session: Session) -> int:
 def _threads(bundle: Bundle) -> int | None:
     # Threads that wait for their share of a run spin: a small model's takes twice the processor
     # time with two of them, and no less of the clock's.
-    weights = sum(e.size for name, e in bundle.manifest.files.items() if ".onnx" in name)
-    return 1 if weights < _SMALL_BYTES else None
+    return 1 if weight_bytes(bundle) < _SMALL_BYTES else None
 
 
 def _check_signature(

@@ -305,6 +305,15 @@ def test_an_adapter_is_not_at_fault_where_its_base_cannot_be_opened(monkeypatch,
         examine_adapter(ONE, BASE, APART)
 
 
+def test_an_adapter_is_not_at_fault_where_there_is_no_memory_for_its_weights(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(opening.BoundMemory, "zeros", fail)
+    with pytest.raises(BusyError, match="There is no memory for"):
+        examine_adapter(ONE, BASE, APART)
+
+
 @pytest.mark.parametrize("stopping", [True, False])
 def test_the_trial_of_an_adapter_ends_in_time_and_with_the_server(stopping):
     before, stop = children_of(os.getpid()), threading.Event()

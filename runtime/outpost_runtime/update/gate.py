@@ -63,7 +63,7 @@ def examine(
     """
     limits = limits or GateLimits()
     name = model.bundle.manifest.name
-    _in_time(lambda: _ask(model, adapters), limits.seconds, name, stop or threading.Event())
+    _in_time(lambda: _ask(model, adapters), limits.seconds, name, stop)
     grown, most = bytes_in_use() - bytes_before, limits.memory_factor * expected_bytes
     if grown > most + _TOLERATED:
         raise BusyError(  # others may have taken it: it may try again
@@ -94,12 +94,7 @@ def examine_adapter(
     """
     seconds, name = (limits or GateLimits()).seconds, adapter.manifest.name
     with golden.opened_for_adapter(adapter, base, settings) as decoder:
-        _in_time(
-            lambda: golden.check_opened_adapter(decoder, adapter),
-            seconds,
-            name,
-            stop or threading.Event(),
-        )
+        _in_time(lambda: golden.check_opened_adapter(decoder, adapter), seconds, name, stop)
 
 
 def bytes_in_use() -> int:
@@ -142,7 +137,9 @@ def _ask(model: Model, adapters: Sequence[str]) -> None:
         raise BundleError(f"'{name}' cannot run its golden inputs: {error.message}") from error
 
 
-def _in_time(act: Callable[[], object], seconds: float, name: str, stop: threading.Event) -> None:
+def _in_time(
+    act: Callable[[], object], seconds: float, name: str, stop: threading.Event | None
+) -> None:
     failures: list[Exception] = []
 
     def run() -> None:
@@ -156,7 +153,7 @@ def _in_time(act: Callable[[], object], seconds: float, name: str, stop: threadi
     until = time.monotonic() + seconds
     while thread.is_alive() and time.monotonic() < until:
         thread.join(_LOOK_SECONDS)
-        if stop.is_set():
+        if stop is not None and stop.is_set():
             raise UnavailableError("The server is stopping; the gate begins anew with it.")
     if thread.is_alive():
         raise BundleError(f"'{name}' did not answer its golden inputs in {seconds:.0f} s.")

@@ -1,7 +1,9 @@
-"""Huge pages: for what is large, full and the process's own."""
+"""Memory: what goes back to the system, and huge pages for what is large, full and our own."""
 
 import mmap
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,33 @@ _MIB, _PAGE = 1 << 20, 2 << 20
 _MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LINUX = tuple(int(part) for part in platform.release().split(".")[:2])
 _START = 0x7F0000000000
+_BLOCK_OF_A_THREAD = """
+import ctypes, threading
+from outpost_runtime import heap
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) >> 8  # MiB, of pages of 4 KiB
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+place = []
+
+def take():
+    place.append(libc.malloc(24 << 20))
+    ctypes.memset(place[0], 1, 24 << 20)
+
+with heap.nothing_kept():
+    pass  # from here on, blocks of up to 32 MiB lie in the heap of whoever asks
+before = resident()
+thread = threading.Thread(target=take)
+thread.start()
+thread.join()
+taken = resident() - before
+with heap.nothing_kept():
+    libc.free(ctypes.c_void_p(place[0]))
+print(taken, resident() - before)
+"""
 
 
 def _mapping(megabytes, resident, access="rw-p", tail="0", start=_START):
@@ -61,6 +90,15 @@ def test_a_large_block_lies_in_huge_pages_afterwards():
 def test_a_sandbox_without_these_files_goes_on_with_small_pages(monkeypatch, tmp_path, missing):
     monkeypatch.setattr(heap, missing, tmp_path / "nothing")
     heap.join_pages()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_what_a_thread_s_heap_had_at_its_end_goes_back_when_it_is_freed():
+    command = [sys.executable, "-c", _BLOCK_OF_A_THREAD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    taken, left = map(int, done.stdout.split())
+    assert taken >= 24
+    assert left <= 2
 
 
 def _huge_kilobytes():

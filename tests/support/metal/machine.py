@@ -130,7 +130,8 @@ class Machine:
 
     def copy(self, folder: Path) -> "Machine":
         """Return a box that is like this one, which is switched off."""
-        shutil.copytree(self.folder, folder, copy_function=copy_sparse)
+        no_sockets = shutil.ignore_patterns("*.sock")  # which a plug that was pulled leaves behind
+        shutil.copytree(self.folder, folder, copy_function=copy_sparse, ignore=no_sockets)
         return Machine(folder=folder)
 
     def _start_tpm(self) -> None:

@@ -20,8 +20,9 @@ from typing import Self
 from tests.support.metal.tools import OUT, TOOLS, inside
 
 _FIRMWARE = "/usr/share/OVMF"
-_EMULATED = ["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Haswell-v4,+sha-ni"]
-_NATIVE = ["-accel", "kvm", "-cpu", "host"]
+_NATIVE = ["-accel", "kvm", "-cpu", "host", "-smp", "2"]
+_EMULATED = ["-accel", "tcg,tb-size=1024", "-cpu", "Haswell-v4,+sha-ni", "-smp", "1"]
+"""One processor: with two, the second one's timer stopped for good in a start of this image."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?=]*[A-Za-z]|\x1bc|\r")
 _REPORT = re.compile(r"outpost-report ([^:]+): ?(.*)")
 _DISK_BYTES = 6 << 30
@@ -151,7 +152,7 @@ class Machine:
         )
         code = f"{_FIRMWARE}/OVMF_CODE_4M.secboot.fd"
         words = [
-            "-nodefaults -display none -smp 2 -m 2048 -machine q35,smm=on",
+            "-nodefaults -display none -m 2048 -machine q35,smm=on",
             "-global driver=cfi.pflash01,property=secure,value=on",
             f"-drive if=pflash,format=raw,unit=0,readonly=on,file={code}",
             "-drive if=pflash,format=raw,unit=1,file=vars.fd",

@@ -59,6 +59,7 @@ def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001
         box.times = {"stick taken": box.wait("the stick can be removed")}
         identity = next(name for name in stick.names("boxes") if name.endswith("identity.json"))
         (folder / "identity.json").write_text(stick.read(f"boxes/{identity}"))
+        assert [n for n in stick.names("boxes") if n.endswith(".status.json")] != []
         publisher.publish(DECODER, MODEL)
         publisher.grant(folder / "identity.json")
         box.times["model served"] = box.wait(lambda: is_served(box, MODEL))

@@ -128,6 +128,33 @@ def test_every_file_system_grows_and_no_mapping_is_resized():
     assert grow["Service", "ExecStart"] == [f"resize2fs {device}" for device in mounted]
 
 
+def test_users_whose_files_outlive_a_system_have_numbers_of_their_own():
+    numbers = [
+        line.split()[2]
+        for folder in FOLDERS
+        for path in (folder / "usr/lib/sysusers.d").glob("*.conf")
+        for line in path.read_text("utf-8").splitlines()
+        if line[0] != "#"
+    ]
+    assert len(numbers) == len(set(numbers)) > 2
+    assert all(400 <= int(number) < 500 for number in numbers)  # Debian: 999 and less
+
+
+def test_there_is_no_network_without_a_firewall():
+    folder = EXTRA / "usr/lib/systemd/system/systemd-networkd.service.d"
+    unit = _sections(folder / "outpost.conf")
+    assert unit["Unit", "Requires"] == unit["Unit", "After"] == ["outpost-firewall.service"]
+
+
+def test_a_key_is_the_tpm_s_only_behind_secure_boot_and_exactly_one_kind_is_made():
+    folder = EXTRA / "usr/lib/systemd/system"
+    key = "Unit", "ConditionSecurity"
+    tpm = _sections(folder / "outpost-disk.service")[key]
+    weak = _sections(folder / "outpost-disk-weak-key.service")[key]
+    assert tpm == ["measured-uki", "uefi-secureboot"]
+    assert weak == [f"|!{condition}" for condition in tpm]
+
+
 def test_every_unit_that_can_be_enabled_is():
     enabled = "".join(
         path.read_text("utf-8")

@@ -57,6 +57,17 @@ def test_embed_prints_one_vector_per_text_and_similarities_on_request(server):
     assert table.stdout.splitlines()[0].startswith(" 1.000   1.000")
 
 
+def test_a_mistake_in_the_settings_is_told_before_a_box_is_provisioned(tmp_path):
+    (tmp_path / "outpost.toml").write_text("[update]\nevery_minute = 1\n")
+    (tmp_path / "root.json").write_text("{}")
+    options = ["--repo", tmp_path, "--root", tmp_path / "root.json", "--store", tmp_path / "store"]
+    done = _outpost("provision", *options, "--config", tmp_path / "outpost.toml")
+    assert done.returncode == 1
+    assert "every_minute" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_check_runs_the_golden_inputs(tmp_path):
     _outpost("add", DECODER, "--store", tmp_path / "store")
     _outpost("add", EMBEDDER, "--store", tmp_path / "store")

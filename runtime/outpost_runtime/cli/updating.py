@@ -87,6 +87,12 @@ def _add_provision(commands: "Commands") -> None:
         help=f"seal the box's keys with its TPM 2.0 ({_TPM}); without it they lie in a file, "
         "which is weaker: who has the disk has the models",
     )
+    provision.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the outpost.toml that this box will serve with: a mistake in it is said here",
+    )
     add_store_option(provision)
     provision.set_defaults(run=_provision)
 
@@ -99,6 +105,7 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
 def _provision(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.box import IDENTITY, Provisioning, provision  # noqa: PLC0415
 
+    policy_of(parsed.config)
     try:
         with parsed.root.open("rb") as file:
             root = file.read(_MAX_ROOT_BYTES)

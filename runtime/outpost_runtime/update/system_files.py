@@ -127,8 +127,9 @@ class NextSystem:
 
     def _write(self, bundle: Bundle) -> None:
         check_no_strangers(bundle)
+        self._clean()
+        self._check_room(bundle)
         try:
-            self._clean()
             self._folder.mkdir(mode=0o750)
             for name in bundle.manifest.files:
                 self._write_file(bundle, name)
@@ -140,6 +141,18 @@ class NextSystem:
             self._clean()
             raise
 
+    def _check_room(self, bundle: Bundle) -> None:
+        """Write nothing that cannot be written whole: it is tried again and again."""
+        release = self._store.releases.read(bundle.digest)
+        needed = sum({block.id: block.size for block in release.blocks()}.values())  # holes are one
+        free = shutil.disk_usage(self._store.folder).free
+        if needed + SPARE_BYTES > free:
+            raise StoreError(
+                f"{self._store.folder} has no room for the next system: it needs {needed:,} bytes "
+                f"for a while, {SPARE_BYTES:,} to spare, and has {free:,}.",
+                hint="Free some space; what was fetched is kept.",
+            )
+
     def _write_file(self, bundle: Bundle, name: str) -> None:
         hidden = self._folder / f".{name}"  # until it is whole, nobody takes it for a system
         with hidden.open("wb") as file:
@@ -148,18 +161,9 @@ class NextSystem:
                 if piece == _ZEROS[: len(piece)]:  # slots are larger than what is in them
                     file.seek(len(piece), 1)
                     return
-                if shutil.disk_usage(self._folder).free < len(piece) + SPARE_BYTES:
-                    raise StoreError(
-                        f"{self._folder} has no room for '{name}'.",
-                        hint="Free some space; the next try goes on with what was fetched.",
-                    )
                 file.write(piece)
 
-            try:
-                read_file(bundle, name, bundle.manifest.files[name], write)
-            except StoreError:
-                self._clean()
-                raise
+            read_file(bundle, name, bundle.manifest.files[name], write)
             file.truncate(bundle.manifest.files[name].size)
             file.flush()
             os.fsync(file.fileno())

@@ -1,6 +1,7 @@
 """A box's system comes as a release, and moves by what the box starts with."""
 
 import dataclasses
+import shutil
 from datetime import datetime
 
 import pytest
@@ -175,6 +176,13 @@ def test_a_full_disk_leaves_no_half_system(fleet, box, tmp_path, monkeypatch):
         NextSystem(box.store, ONE).stage()
     assert not (box.store.folder / "system").exists()
     monkeypatch.undo()
+    assert NextSystem(box.store, ONE).stage() == "2"
+
+
+def test_room_is_needed_for_what_is_written_and_not_for_holes(fleet, box, tmp_path, monkeypatch):
+    _bring(fleet, box, packed(tmp_path, 2, system_bytes=48 << 20))
+    usage = shutil.disk_usage(box.store.folder)
+    monkeypatch.setattr(system_files, "SPARE_BYTES", usage.free - (40 << 20))
     assert NextSystem(box.store, ONE).stage() == "2"
 
 

@@ -9,6 +9,7 @@ from outpost_runtime.bundle import Bundle
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.interface import EmbeddingInterface, TextInterface
 from outpost_runtime.opening import ModelSettings, weight_bytes
+from outpost_runtime.text.memory import ROWS_REMEMBERED
 
 _WEIGHTS_FACTOR = 2.4
 """An opened graph takes at most this many times its files: the weights, once more packed, and
@@ -93,7 +94,7 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
     needed = _graph_bytes(bundle, settings)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
-        return needed + _RUN_BYTES + settings.text.memory_bytes + tokenizer
+        return needed + _RUN_BYTES + _key_value_bytes(bundle, settings) + tokenizer
     if settings.apart:
         needed *= settings.tensor.concurrency
     if isinstance(interface, EmbeddingInterface):
@@ -108,8 +109,21 @@ def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
 
 def trial_bytes(base: Bundle, settings: ModelSettings) -> int:
     """Return what a base takes that is opened to try one adapter: for one sequence."""
-    beside = max(base.manifest.memory_bytes - weight_bytes(base), 0)
-    return _graph_bytes(base, settings) + _RUN_BYTES + beside
+    return _graph_bytes(base, settings) + _RUN_BYTES + _sequence_bytes(base)
+
+
+def _sequence_bytes(bundle: Bundle) -> int:
+    """Return what a text model takes for one sequence, its logits included."""
+    interface, files = bundle.manifest.interface, bundle.manifest.files
+    assert isinstance(interface, TextInterface)  # noqa: S101 - whoever asks knows
+    weights = sum(entry.size for name, entry in files.items() if name.startswith(interface.model))
+    return max(bundle.manifest.memory_bytes - weights, 0)
+
+
+def _key_value_bytes(bundle: Bundle, settings: ModelSettings) -> int:
+    """Return what rows and remembered prompts take: what is allowed, or all that it can use."""
+    most = _sequence_bytes(bundle) * settings.text.streams * (1 + ROWS_REMEMBERED)
+    return min(settings.text.memory_bytes, most or settings.text.memory_bytes)
 
 
 def _graph_bytes(bundle: Bundle, settings: ModelSettings) -> int:

@@ -70,6 +70,7 @@ class ModelTable:
         self._store = store
         self._served: dict[str, Served] = {}
         self._states: dict[str, tuple[State, str]] = {}
+        self._between: set[str] = set()
 
     def __iter__(self) -> Iterator[Model]:
         return iter([served.model for served in list(self._served.values())])
@@ -80,6 +81,10 @@ class ModelTable:
         return not any(
             reason and not reason.startswith(UNLOADED) for _, reason in list(self._states.values())
         )
+
+    def is_between(self, name: str) -> bool:
+        """Whether what had a name has made room for its successor, which is not open yet."""
+        return name in self._between
 
     def get(self, name: str) -> Model:
         """Return a model.

@@ -113,6 +113,8 @@ class Models(ModelTable):
                 served = name in self._served or self._base_of(name)
                 self._states[name] = State.READY if served else State.UNAVAILABLE, str(error)
                 raise
+            finally:
+                self._between = set()
             self._states[name] = State.READY, ""
 
     def expected_bytes(self, name: str, bundle: Bundle, adapters: Sequence[str] = ()) -> int:
@@ -168,6 +170,8 @@ class Models(ModelTable):
                     if before is not None:
                         self._states[name] = before
                 raise
+            finally:
+                self._between = set()
             self._states[name] = State.READY, ""
             for adapter in adapters:
                 self._states[adapter.manifest.name] = State.READY, ""
@@ -363,6 +367,8 @@ class Models(ModelTable):
     def _let_go(self, going: str, name: str) -> None:
         if going == name:
             _LOG.warning("no memory for two of %s: the old one goes before the new one comes", name)
+            adapters = _adapters_of(self._served[name].model)
+            self._between = {name, *(adapter.manifest.name for adapter in adapters)}
             self._close(name)
             return
         _LOG.info("unloading %s, which is idle, to make room for %s", going, name)

@@ -357,6 +357,17 @@ def test_a_model_that_reads_its_embedding_by_rows_has_its_weights_once():
     assert saved == pytest.approx(1.1 * weights, rel=0.01)
 
 
+def test_a_small_model_has_what_it_can_use_set_apart_and_not_what_it_may():
+    bundle = read_bundle(DECODER)
+    allowed = [ModelSettings(text=TextLimits(memory_bytes=most)) for most in (1, 1 << 20, 1 << 30)]
+    least, some, most = (expected_bytes(bundle, settings) for settings in allowed)
+    assert some - least == (1 << 20) - 1
+    model = open_model(bundle, allowed[-1])
+    used = model.engine._runner._decoder.memory.bytes
+    model.close()
+    assert used <= most - least < 2 * used
+
+
 def test_a_base_that_an_adapter_is_tried_on_has_room_for_a_sequence():
     base = read_bundle(DECODER)
     weights = sum(e.size for name, e in base.manifest.files.items() if ".onnx" in name)

@@ -55,9 +55,9 @@ def add_commands(commands: "Commands") -> None:
     serve.add_argument(
         "--kv-memory",
         type=int,
-        default=_DEFAULTS.memory_bytes >> 20,
         metavar="MIB",
-        help="key/value memory of a text model, remembered prompts included (%(default)s)",
+        help="key/value memory of a text model, remembered prompts included (default: "
+        f"{_DEFAULTS.memory_bytes >> 20}, or a quarter of --memory where that is less)",
     )
     serve.add_argument(
         "--queue",
@@ -124,9 +124,9 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"The store {parsed.store} has no models.",
             hint="Bring one with 'outpost add BUNDLE --store DIR'.",
         )
-    settings = _settings(store, parsed)
-    total = None if parsed.memory is None else parsed.memory << 20
-    models = Models(store, settings.models, budget=MemoryBudget(total), evict=parsed.evict_idle)
+    budget = MemoryBudget(None if parsed.memory is None else parsed.memory << 20)
+    settings = _settings(store, parsed, budget.total)
+    models = Models(store, settings.models, budget=budget, evict=parsed.evict_idle)
     keeper = Keeper(store, models, _limits(settings.update))
     keeper.begin()
     models.load_all()
@@ -161,7 +161,7 @@ def _keep_up(store: Store, keeper: "Keeper", policy: "UpdatePolicy") -> Callable
     return stop
 
 
-def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
+def _settings(store: Store, parsed: argparse.Namespace, memory_bytes: int) -> "Settings":
     from outpost_runtime.opening import ModelSettings  # noqa: PLC0415 - as above
     from outpost_runtime.settings import Settings, read_settings  # noqa: PLC0415
     from outpost_runtime.tensor.engine import TensorLimits  # noqa: PLC0415
@@ -170,7 +170,9 @@ def _settings(store: Store, parsed: argparse.Namespace) -> "Settings":
     folder, key = _kept_prompts(parsed)
     text = TextLimits(
         streams=parsed.streams,
-        memory_bytes=parsed.kv_memory << 20,
+        memory_bytes=min(_DEFAULTS.memory_bytes, memory_bytes // 4)
+        if parsed.kv_memory is None
+        else parsed.kv_memory << 20,
         queue_limit=parsed.queue,
         adapters=parsed.adapters,
         prefix_folder=folder,

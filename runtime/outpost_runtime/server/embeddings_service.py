@@ -9,7 +9,7 @@ from outpost.v1 import embeddings_pb2, embeddings_pb2_grpc
 from outpost_runtime.embeddings import EmbeddingModel, place
 from outpost_runtime.errors import UnavailableError
 from outpost_runtime.models import Models
-from outpost_runtime.server.waiting import Crossing, result_of
+from outpost_runtime.server.waiting import Crossing, exchanged, result_of
 
 SERVICE = "outpost.v1.Embeddings"
 
@@ -28,6 +28,7 @@ class EmbeddingsService(embeddings_pb2_grpc.EmbeddingsServicer):
     ) -> embeddings_pb2.EmbedResponse:
         """Return one vector per text; a cancelled call drops what has not been run."""
         while True:
+            await exchanged(self._models, request.model)
             model = self._models.get_as(request.model, EmbeddingModel, SERVICE)
             try:
                 return await self._embed(request, model)

@@ -12,7 +12,7 @@ from outpost_runtime.errors import InvalidInputError, NotFoundError, Unavailable
 from outpost_runtime.models import Models
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.metrics import Metrics
-from outpost_runtime.server.waiting import Crossing
+from outpost_runtime.server.waiting import Crossing, exchanged
 from outpost_runtime.text import engine
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.chat import Message
@@ -64,6 +64,7 @@ class Generation:
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
         inbox, named = _Inbox(), (request.model, request.adapter)
         while True:
+            await exchanged(self._models, *named)
             model, adapter = self._models.text(*named)
             try:
                 generation = await self._submit(request, model, adapter, deadline, inbox)

@@ -1,13 +1,19 @@
 """The event loop waits for what other threads do."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from outpost_runtime.model_table import ModelTable
+
 LARGE_BYTES = 256 << 10
 """Reading or writing a message of more takes so long that other calls should not wait for it."""
+
+_EXCHANGE_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
 
 T = TypeVar("T")
 
@@ -72,6 +78,17 @@ async def result_of(future: "Future[T]", crossing: Crossing) -> T:
 async def end_of(future: "Future[None]") -> None:
     """Wait for something that goes on whether anybody waits or not."""
     await asyncio.shield(asyncio.wrap_future(future))
+
+
+async def exchanged(models: ModelTable, *names: str) -> None:
+    """Wait while what has one of these names makes room for its successor, a minute at most.
+
+    Where the memory does not suffice for both, callers get a pause and not an error.
+    """
+    until = time.monotonic() + _EXCHANGE_SECONDS
+    # A model is exchanged by another thread, and rarely: looking is enough.
+    while any(map(models.is_between, names)) and time.monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def aside_if_large(size: int, act: Callable[[], T]) -> T:

@@ -25,6 +25,10 @@ _CACHE_SHARE = 0.25
 """Of a memory budget, kept for the prefix cache while there are rows to give up for it."""
 
 
+ROWS_REMEMBERED = 4
+"""Prompts remembered for each row, at most: nobody comes back for more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPlan:
     """What a budget is spent on: rows for sequences, blocks for prefixes."""
@@ -53,7 +57,7 @@ def plan_memory(limits: TextLimits, *, bytes_per_token: int, row_tokens: int) ->
     for_rows = limits.memory_bytes * (1 - _CACHE_SHARE)
     rows = max(1, min(limits.streams, int(for_rows // row_bytes)))
     rest = limits.memory_bytes - rows * row_bytes
-    most = 4 * rows * row_tokens  # more would be remembered than anybody comes back for
+    most = ROWS_REMEMBERED * rows * row_tokens
     return MemoryPlan(rows=rows, blocks=min(rest // bytes_per_token, most) // BLOCK_TOKENS)
 
 

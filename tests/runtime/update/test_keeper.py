@@ -414,6 +414,7 @@ def test_where_two_do_not_fit_the_old_one_goes_first_and_comes_back_if_the_new_o
 
 
 def test_while_a_model_is_opened_in_place_of_another_callers_are_told_to_come_back(box):
+    """Or wait, where they can: see ``exchanged`` of the server."""
     opening, go_on = threading.Event(), threading.Event()
 
     def accept(_):
@@ -427,8 +428,10 @@ def test_while_a_model_is_opened_in_place_of_another_callers_are_told_to_come_ba
     assert opening.wait(10)
     with pytest.raises(BusyError, match="is being opened"):
         box.models.get(_MODEL)
+    assert box.models.is_between(_MODEL)
     go_on.set()
     thread.join()
+    assert not box.models.is_between(_MODEL)
     assert _ask(box)
 
 

@@ -8,8 +8,11 @@ import time
 import grpc
 import pytest
 from outpost.v1 import text_pb2, text_pb2_grpc
+from outpost_runtime.budget import expected_bytes
 from outpost_runtime.bundle import read_bundle
+from outpost_runtime.opening import ModelSettings
 from outpost_runtime.store import Store
+from outpost_runtime.text.limits import TextLimits
 
 from tests.support.candidates import spoiled, version_of
 from tests.support.fixtures import DECODER
@@ -18,9 +21,10 @@ from tests.support.serving import serving_store
 
 _NAME = "tiny-decoder"
 _SMALL = ("--kv-memory", "16", "--threads", "1")
+_SMALL_LIMITS = TextLimits(memory_bytes=16 << 20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site(tmp_path_factory):
     """A repository in a folder, and the store of a box that follows it."""
     folder = tmp_path_factory.mktemp("site")
@@ -74,14 +78,19 @@ class _Callers:
 
 @pytest.mark.slow
 @pytest.mark.incident("requests under way", where="sync, refusal and rollback beside a server")
-def test_an_operator_s_day(site, tmp_path):
+@pytest.mark.parametrize("models", [2, 1.5])
+def test_an_operator_s_day(site, tmp_path, models):
+    """Nobody's request fails, also where the old model has to go before the new one comes."""
     fleet, folder = site
+    expected = expected_bytes(read_bundle(DECODER), ModelSettings(text=_SMALL_LIMITS))
+    memory = ("--memory", str(int(models * expected) + (2 << 20) >> 20))
     store, config = folder / "store", tmp_path / "outpost.toml"
     config.write_text(f'[update]\nonly_while = "{tmp_path}/never"\n')  # else the agent may be first
     first = _outpost("sync", "--store", store)
     assert first.returncode == 0, first.stderr
     assert f"{_NAME} {read_bundle(DECODER).digest[:12]}: active, on probation" in first.stdout
-    with serving_store(store, tmp_path / "log", "--config", str(config), *_SMALL) as server:
+    options = ("--config", str(config), *_SMALL, *memory)
+    with serving_store(store, tmp_path / "log", *options) as server:
         with _Callers(server.address) as callers:
             second = version_of(DECODER, tmp_path, "2")
             fleet.publish(second)
@@ -99,6 +108,8 @@ def test_an_operator_s_day(site, tmp_path):
             time.sleep(3)
         assert callers.failures == []
         assert callers.answers > 2
+    log = (tmp_path / "log").read_text()
+    assert ("the old one goes before the new one comes" in log) == (models < 2)
     assert Store(store).slot(_NAME).active == read_bundle(DECODER).digest
     words = [line["what"] for line in Store(store).history()]
     assert words == ["staged", "activated", "staged", "activated", "staged", "refused", "back"]

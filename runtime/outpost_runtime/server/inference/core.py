@@ -39,7 +39,7 @@ from outpost_runtime.server.inference.parameters import (
     sequence_of,
 )
 from outpost_runtime.server.inference.shared_memory import Regions
-from outpost_runtime.server.waiting import Crossing, aside_if_large, end_of, result_of
+from outpost_runtime.server.waiting import Crossing, aside_if_large, end_of, exchanged, result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
@@ -193,6 +193,7 @@ class Inference:
             OutpostError: The request is refused, or the model fails.
         """
         while True:
+            await exchanged(self._models, request.model)
             model = self.model(request.model, request.version)
             try:
                 return await self._infer(request, model, seconds_left)
@@ -229,8 +230,9 @@ class Inference:
             outputs=tensors,
         )
 
-    def is_decoupled(self, request: InferRequest) -> bool:
+    async def is_decoupled(self, request: InferRequest) -> bool:
         """Whether a model answers with any number of responses; raises as :meth:`model`."""
+        await exchanged(self._models, request.model)
         return isinstance(self.model(request.model, request.version), TextModel)
 
     async def stream(
@@ -241,7 +243,7 @@ class Inference:
         Raises:
             OutpostError: The request is refused, or the model fails.
         """
-        if not self.is_decoupled(request):
+        if not await self.is_decoupled(request):
             yield await self.infer(request, seconds_left)
             return
         check_reserved(request.parameters)

@@ -117,7 +117,7 @@ class _Answering:
             self._told.set()
 
     async def _answer(self, request: InferRequest, seconds_left: float | None) -> None:
-        if not self._inference.is_decoupled(request):
+        if not await self._inference.is_decoupled(request):
             response = await self._inference.infer(request, seconds_left)
             await self._previous.wait()
             await self._put(replace(response, parameters={IS_FINAL: True}))

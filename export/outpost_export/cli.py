@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         status: int = parsed.run(parsed)
+        sys.stdout.flush()
     except OutpostError as error:
         sys.stderr.write(f"outpost-export: {error.message}\n")
         if error.hint:
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("outpost-export: stopped; nothing was written.\n")
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

@@ -68,6 +68,32 @@ def test_a_mistake_in_the_settings_is_told_before_a_box_is_provisioned(tmp_path)
     assert not (tmp_path / "store").exists()
 
 
+def test_a_store_without_models_is_not_as_built(tmp_path):
+    done = _outpost("check", "--store", tmp_path / "mistyped")
+    assert done.returncode == 1
+    assert "has no models" in done.stderr
+    assert "outpost add" in done.stderr
+
+
+def test_a_file_in_place_of_a_store_is_one_message_and_one_hint(tmp_path):
+    (tmp_path / "store").touch()
+    for command in ("history", "check"):
+        done = _outpost(command, "--store", tmp_path / "store")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("at", ['"x"', "1e30", "[1]", "-1e300"])
+def test_a_time_that_is_none_hides_no_history(tmp_path, at):
+    _outpost("add", DECODER, "--store", tmp_path)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write(f'{{"number":9,"at":{at},"name":"press","what":"back"}}\n')
+    done = _outpost("history", "--store", tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[1:3] for line in done.stdout.splitlines()][-1] == ["press", "back"]
+
+
 def test_check_runs_the_golden_inputs(tmp_path):
     _outpost("add", DECODER, "--store", tmp_path / "store")
     _outpost("add", EMBEDDER, "--store", tmp_path / "store")

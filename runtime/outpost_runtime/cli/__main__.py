@@ -2,6 +2,6 @@
 
 import sys
 
-from outpost_runtime.cli.main import main
+from outpost_runtime.cli import run
 
-sys.exit(main())
+sys.exit(run())

@@ -17,7 +17,6 @@ examples:
   outpost serve --store ./store                     serve it on 127.0.0.1:8001
   outpost generate my-model "What does E-217 mean?" ask it, in another terminal
 """
-_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             sys.stderr.write(f"  {error.hint}\n")
         return 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"outpost: {where}{error.strerror or error}.\n")
+        sys.stderr.write("  Name files and folders that this user may read and write.\n")
         return 1
     return status
 

@@ -140,7 +140,10 @@ def _history(parsed: argparse.Namespace) -> int:
 
 
 def _shown(line: dict[str, Any]) -> str:
-    at = datetime.fromtimestamp(int(line.get("at") or 0), tz=UTC)
+    try:
+        at = f"{datetime.fromtimestamp(int(line.get('at') or 0), tz=UTC):%Y-%m-%d %H:%M:%S}Z"
+    except (ValueError, TypeError, OverflowError, OSError):  # damaged, and told all the same
+        at = f"{'?':20}"
     bundle = str(line.get("bundle") or "")[:12]
-    fields = f"{at:%Y-%m-%d %H:%M:%S}Z  {line.get('name', '?')!s:24} {line.get('what', '?')!s:10}"
+    fields = f"{at}  {line.get('name', '?')!s:24} {line.get('what', '?')!s:10}"
     return f"{fields} {bundle:12}  {line.get('reason', '')}".rstrip()

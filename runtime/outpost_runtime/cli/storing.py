@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from outpost_runtime.bundle import Progress, read_bundle, verify
 from outpost_runtime.client import DEFAULT_ADDRESS, Client
-from outpost_runtime.errors import OutpostError
+from outpost_runtime.errors import NotFoundError, OutpostError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.store import DEFAULT_STORE, Store
 from outpost_runtime.update.slots import Slot
@@ -130,7 +130,13 @@ def _check(parsed: argparse.Namespace) -> int:
     from outpost_runtime.opening import open_model  # noqa: PLC0415
 
     store = Store(parsed.store)
-    for name in parsed.models or store.names():
+    names = parsed.models or store.names()
+    if not names:
+        raise NotFoundError(
+            f"The store {parsed.store} has no models.",
+            hint="Bring one with 'outpost add BUNDLE --store DIR', or name another store.",
+        )
+    for name in names:
         bundle = store.active(name)
         verify(bundle)
         interface = bundle.manifest.interface

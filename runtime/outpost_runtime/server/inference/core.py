@@ -208,7 +208,7 @@ class Inference:
         if isinstance(model, TextModel):
             raise UnsupportedError(
                 f"The model '{request.model}' is decoupled: it answers with a stream of "
-                "responses; ask it with ModelStreamInfer."
+                "responses; ask it with ModelStreamInfer, or over HTTP at its generate_stream."
             )
         check_reserved(request.parameters)
         wanted = self._wanted(request, model)  # refuse before anything runs

@@ -74,6 +74,23 @@ def as_here(box: Box, slots: dict[str, Slot]) -> dict[str, Slot]:
     return {name: seen(slot) for name, slot in slots.items()}
 
 
+def whole_release(box: Box, bundle: str) -> Release | None:
+    """Return the release under which a bundle is here, whole and with its key; reads all of it.
+
+    Published again, under a new content key say, the same bundle has other blocks: what is whole
+    here is not given up for them. None where it is not.
+    """
+    store = box.store
+    try:
+        release = store.releases.read(bundle)
+        box.keys.secret(release.key)
+    except (BundleError, NotFoundError):
+        return None
+    blocks = {block.id for block in release.blocks()}
+    is_whole = all(map(store.blocks.has, blocks)) and not store.blocks.damaged(blocks)
+    return release if is_whole else None
+
+
 def throw_away_damaged(box: Box, releases: Sequence[Release]) -> bool:
     """Remove blocks that are not what their names say; says whether there were any."""
     blocks = box.store.blocks

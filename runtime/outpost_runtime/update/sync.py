@@ -1,7 +1,8 @@
 """One update, from a source's signed offers to candidates that wait for the gate.
 
 1. Refresh the signed metadata; what it says is all that is believed.
-2. Choose what is for this box, and fetch the releases.
+2. Choose what is for this box, and fetch the releases. A bundle that is here whole keeps the
+   release that it came with, whatever blocks it was published as again: only its counter moves.
 3. Let wait what cannot come without something else.
 4. Plan: what to fetch, what is here, what it takes of the disk; refuse what does not fit.
 5. Fetch blocks and content keys; whatever stops this, the next time goes on from there.
@@ -42,7 +43,13 @@ from outpost_runtime.update.release import Block, Release
 from outpost_runtime.update.rollout import Choice, choose
 from outpost_runtime.update.slots import Candidate, Slot
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.stock import as_here, kept_releases, plan_for, throw_away_damaged
+from outpost_runtime.update.stock import (
+    as_here,
+    kept_releases,
+    plan_for,
+    throw_away_damaged,
+    whole_release,
+)
 from outpost_runtime.update.system import wanting_system
 from outpost_runtime.update.transfer import transfer
 from outpost_runtime.update.trust_store import Refreshed
@@ -193,7 +200,8 @@ def _releases(
             continue
         one = signed[choice.offer]
         try:
-            release = box.trust.release(fetcher, one)
+            here = whole_release(box, one.offer.bundle)
+            release = here or box.trust.release(fetcher, one)
             _check_same(one, release)
             box.keys.obtain(release.key, fetcher)
             chosen[choice.name] = _Chosen(signed=one, release=release)

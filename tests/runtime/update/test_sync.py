@@ -1,6 +1,9 @@
 """From signed offers to candidates, over sources that fail, lie and end in the middle."""
 
+import hashlib
+import itertools
 import shutil
+from functools import partial
 
 import pytest
 from outpost_runtime.bundle import read_bundle, verify
@@ -15,6 +18,8 @@ from outpost_runtime.errors import (
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.alone import pass_gates
+from outpost_runtime.update.box import open_box
+from outpost_runtime.update.content_keys import content_key_id
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.offer import Rollout
 from outpost_runtime.update.release import block_path
@@ -25,10 +30,12 @@ from outpost_runtime.update.sync import Wishes, repair, sync
 from tests.support.candidates import adapter_of, spoiled, version_of
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER
 from tests.support.fleet import Fleet
+from tests.support.power import cut_at, cuts_of
 from tests.support.publisher import NOW
 from tests.support.sealed import Blocks, released
 
 _NAME = "tiny-classifier"
+_OTHER_KEY = hashlib.sha256(b"a content key after a box was stolen").digest()
 
 
 @pytest.fixture
@@ -128,6 +135,58 @@ def test_an_update_that_is_cut_off_goes_on_from_there(fleet, box):
     assert outcome.staged == (_NAME,)
     assert 0 < outcome.plan.fetched < outcome.plan.total - 40_000
     assert came - first == outcome.plan.fetched
+
+
+@pytest.mark.slow
+@pytest.mark.incident("power cut", where="between any two changes of the disk by an update")
+def test_a_cut_anywhere_in_an_update_leaves_the_old_model_and_the_next_one_ends(fleet, tmp_path):
+    old, new = (version_of(CLASSIFIER, tmp_path, version) for version in "12")
+    whole = fleet.box(tmp_path / "whole")
+    _served(whole, fleet, old)
+    fleet.publish(new)
+    stores = (tmp_path / f"{number}" for number in itertools.count())
+    copy = partial(shutil.copytree, whole.store.folder)
+    total = cuts_of(lambda: fleet.update(open_box(copy(next(stores)))))
+    assert total > 50
+    for number in range(total):
+        box = open_box(copy(next(stores)))
+        assert cut_at(number, partial(fleet.update, box))
+        box = open_box(box.store.folder)
+        assert box.store.active(_NAME).digest == old.digest
+        verify(box.store.active(_NAME))
+        fleet.update(box)
+        assert box.store.slot(_NAME).candidate.bundle == new.digest
+        verify(box.store.bundle(new.digest))
+        verify(box.store.active(_NAME))
+        shutil.rmtree(box.store.folder)
+
+
+@pytest.mark.incident("a link that is cut", where="the served bundle comes under a new content key")
+def test_a_bundle_that_is_published_again_under_a_new_key_stays_as_it_is_here(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    _served(box, fleet, bundle)
+    blocks = box.store.blocks.ids()
+    fleet.publish(bundle, key=_OTHER_KEY)
+    fleet.grant(box, _OTHER_KEY)
+    outcome = fleet.update(box, should_stop=lambda: True)
+    assert outcome.plan.fetched == 0
+    pass_gates(box.store)
+    assert box.store.slot(_NAME).release == 2
+    assert box.store.blocks.ids() == blocks
+    verify(Store(box.store.folder).active(_NAME))
+
+
+def test_a_bundle_that_is_not_whole_here_comes_as_it_is_published_now(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    _served(box, fleet, bundle)
+    block = next(box.store.releases.read(bundle.digest).blocks())
+    box.store.blocks.remove([block.id])
+    fleet.publish(bundle, key=_OTHER_KEY)
+    fleet.grant(box, _OTHER_KEY)
+    assert fleet.update(box).staged == (_NAME,)
+    pass_gates(box.store)
+    assert box.store.releases.read(bundle.digest).key == content_key_id(_OTHER_KEY)
+    verify(box.store.active(_NAME))
 
 
 @pytest.mark.incident("a block that is not what was signed", where="in the repository")

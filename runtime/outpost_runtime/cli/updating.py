@@ -226,7 +226,7 @@ class _Bar:
         self._shown = sys.stderr.isatty()
 
     def begin(self, plan: "Plan") -> None:
-        self._total = plan.fetched
+        self._total, self._done = plan.fetched, 0
 
     def add(self, count: int) -> None:
         self._done += count

@@ -25,6 +25,11 @@ class Sources:
         place = self.fetchers.index(fetcher)
         return bool(self.failovers) and self.failovers[place].blame()
 
+    def take_back(self) -> None:
+        """Let every fetcher ask at least the source again that was blamed last."""
+        for failover in self.failovers:
+            failover.take_back()
+
 
 def open_sources(
     locations: Sequence[str],

@@ -9,6 +9,9 @@
 6. Check every file against its manifest; what the disk has damaged is fetched again.
 7. Record the release counters, and make the bundles candidates, all at once.
 
+Where 4 to 7 fail for all together, each base with its adapters, and each other name, goes through
+them on its own: what keeps one from coming keeps no other.
+
 Nothing that serves is touched. What fails leaves blocks that the next update finds.
 """
 
@@ -16,8 +19,9 @@ import contextlib
 import fcntl
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +30,7 @@ from outpost_runtime.errors import (
     BusyError,
     FetchError,
     NotFoundError,
+    OutpostError,
     StoreError,
     TrustError,
 )
@@ -33,11 +38,11 @@ from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.box import Box
 from outpost_runtime.update.fetch import Fetcher
-from outpost_runtime.update.holding import held_back
+from outpost_runtime.update.holding import groups, held_back
 from outpost_runtime.update.making import make_block
 from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.offers import SignedOffer
-from outpost_runtime.update.planning import Plan
+from outpost_runtime.update.planning import Plan, joined
 from outpost_runtime.update.probation import bases
 from outpost_runtime.update.release import Block, Release
 from outpost_runtime.update.rollout import Choice, choose
@@ -104,6 +109,9 @@ class _Chosen:
     release: Release
 
 
+_Going = Mapping[str, _Chosen]
+
+
 def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
     """Update from one source, or several behind one fetcher.
 
@@ -134,19 +142,75 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         going = {name: each for name, each in chosen.items() if name not in held}
         if not going:
             return Outcome(reasons=reasons)
-        coming = [each.release for each in going.values()]
-        plan = plan_for(box, fetcher, coming)  # 4
-        wishes.planned(plan)
-        if wishes.dry_run:
-            return Outcome(reasons=reasons, plan=plan)
-        _check_cost(plan, wishes.most_bytes)
-        _fetch(box, sources, coming, plan, wishes)  # 5
-        if throw_away_damaged(box, coming):  # 6
-            _fetch(box, sources, coming, plan_for(box, fetcher, coming), wishes)
-        _check_files(box, coming)
-        _stage(box, going, int(now))  # 7
-    candidates = {name: each.release.bundle for name, each in going.items()}
+        bring = partial(_bring, box, sources, now=int(now))
+        parts = groups({name: each.release for name, each in going.items()})
+        try:
+            came, plan = going, bring(going, {}, wishes)
+        except OutpostError as error:
+            if len(parts) == 1 or wishes.should_stop():
+                raise
+            _LOG.warning("not all can come together: %s", error)
+            came, plan = _one_by_one(parts, going, bring, sources, wishes, reasons)
+    if wishes.dry_run:
+        return Outcome(reasons=reasons, plan=plan)
+    candidates = {name: each.release.bundle for name, each in came.items()}
     return Outcome(reasons=reasons, candidates=candidates, plan=plan)
+
+
+def _one_by_one(
+    parts: Sequence[tuple[str, ...]],
+    going: _Going,
+    bring: Callable[[_Going, _Going, Wishes], Plan],
+    sources: Sources,
+    wishes: Wishes,
+    reasons: dict[str, str],
+) -> tuple[dict[str, _Chosen], Plan]:
+    """Bring each part on its own; one that fails is put into ``reasons``, and alone.
+
+    Returns:
+        What came, and what it took.
+
+    Raises:
+        OutpostError: Every one failed, or it was stopped; this is the first failure.
+    """
+    came, plans, failures = dict[str, _Chosen](), list[Plan](), list[OutpostError]()
+    for names in parts:
+        part = {name: going[name] for name in names}
+        others = {name: each for name, each in going.items() if name not in came | part}
+        spent = sum(plan.fetched for plan in plans)
+        most = None if wishes.most_bytes is None else wishes.most_bytes - spent
+        sources.take_back()
+        try:
+            plans.append(bring(part, others, replace(wishes, most_bytes=most)))
+            came |= part
+        except OutpostError as error:
+            reasons |= dict.fromkeys(names, str(error))
+            failures.append(error)
+    if not plans or wishes.should_stop():
+        raise failures[0]
+    return came, joined(plans)
+
+
+def _bring(
+    box: Box, sources: Sources, going: _Going, others: _Going, wishes: Wishes, *, now: int
+) -> Plan:
+    """Do steps 4 to 7 for some names; what is here of the others stays."""
+    coming = [each.release for each in going.values()]
+    waiting = [each.release for each in others.values()]
+    plan = plan_for(box, sources.fetchers[0], coming, waiting)  # 4
+    wishes.planned(plan)
+    if wishes.dry_run:
+        return plan
+    _check_cost(plan, wishes.most_bytes)
+    box.store.releases.expect([release.bundle for release in (*coming, *waiting)])
+    _fetch(box, sources, coming, plan, wishes)  # 5
+    if throw_away_damaged(box, coming):  # 6
+        again = plan_for(box, sources.fetchers[0], coming, waiting)
+        _fetch(box, sources, coming, again, wishes)
+    _check_files(box, coming)
+    _stage(box, going, now)  # 7
+    box.store.releases.expect([release.bundle for release in waiting])
+    return plan
 
 
 def _refreshed(box: Box, sources: Sources, now: float, wishes: Wishes) -> Refreshed:
@@ -177,6 +241,7 @@ def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
             return None
         plan = plan_for(box, sources.fetchers[0], releases)
         wishes.planned(plan)
+        box.store.releases.expect([release.bundle for release in releases])
         _fetch(box, sources, releases, plan, wishes)
         _check_files(box, releases)
     return plan
@@ -234,7 +299,6 @@ def _check_cost(plan: Plan, most: int | None) -> None:
 def _fetch(
     box: Box, sources: Sources, releases: Sequence[Release], plan: Plan, wishes: Wishes
 ) -> None:
-    box.store.releases.expect([release.bundle for release in releases])
     for release in releases:
         box.store.releases.write(release)
     ring = box.keys
@@ -268,7 +332,7 @@ def _check_files(box: Box, releases: Sequence[Release]) -> None:
         verify(box.store.bundle(release.bundle))
 
 
-def _stage(box: Box, going: dict[str, _Chosen], now: int) -> None:
+def _stage(box: Box, going: _Going, now: int) -> None:
     for each in going.values():
         box.trust.accept(each.signed)
 
@@ -285,7 +349,6 @@ def _stage(box: Box, going: dict[str, _Chosen], now: int) -> None:
         return activation.together(changes)
 
     box.store.change(decide)
-    box.store.releases.expect([])
 
 
 @contextlib.contextmanager

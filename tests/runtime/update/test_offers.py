@@ -90,6 +90,8 @@ def test_a_name_is_free_when_its_family_is_withdrawn_and_its_counter_begins_anew
         lambda target: target.unrecognized_fields["custom"].update(surprise=1),
         lambda target: target.unrecognized_fields["custom"].update(name="../etc"),
         lambda target: target.unrecognized_fields["custom"].update(release=2),
+        lambda target: target.unrecognized_fields["custom"].update(minimum_runtime="9" * 5000),
+        lambda target: target.unrecognized_fields["custom"].update(minimum_runtime="1.x"),
         lambda target: target.hashes.update(sha256="../" * 21 + "x"),
         lambda target: target.hashes.pop("sha256"),
         lambda target: setattr(target, "length", MAX_RELEASE_BYTES + 1),

@@ -58,6 +58,17 @@ def _served(box, fleet, bundle, **changes):
     box.store.change(lambda slots: activation.commit(name, slots[name], "", 1))
 
 
+def _block_of(fleet, folder):
+    """The path and the bytes of a block that only this bundle has."""
+    *_, last = released(read_bundle(folder), Blocks()).blocks()
+    path = block_path(last.id)
+    return path, fleet.publisher.files[path]
+
+
+def _size(folder):
+    return sum({b.id: b.stored for b in released(read_bundle(folder), Blocks()).blocks()}.values())
+
+
 def test_a_first_bundle_is_fetched_staged_gated_and_served(fleet, box):
     bundle = read_bundle(CLASSIFIER)
     fleet.publish(bundle)
@@ -413,6 +424,55 @@ def test_one_name_that_cannot_come_holds_back_no_other(fleet, box):
     outcome = fleet.update(box)
     assert outcome.staged == (_NAME,)
     assert "tiny-decoder" in outcome.reasons
+
+
+@pytest.mark.incident("a block that is missing", where="in the repository, of one model of two")
+def test_a_block_that_one_name_lacks_holds_back_no_other(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publish(read_bundle(DECODER))
+    path, data = _block_of(fleet, DECODER)
+    del fleet.publisher.files[path]
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert path[-12:] in outcome.reasons["tiny-decoder"]
+    fleet.publisher.files[path] = data
+    outcome = fleet.update(box)
+    assert outcome.staged == ("tiny-decoder",)
+    assert outcome.plan.fetched <= 3 * (1 << 14) + len(data)  # what came before has stayed
+
+
+@pytest.mark.incident("a block that is not what was signed", where="in the only source, one of two")
+def test_a_block_that_is_wrong_in_the_only_source_holds_back_no_other_name(fleet, box):
+    fleet.publish(read_bundle(DECODER))
+    fleet.publish(read_bundle(CLASSIFIER))
+    path, data = _block_of(fleet, DECODER)
+    fleet.publisher.files[path] = bytes(len(data))
+    failover = FailoverFetcher([fleet.publisher.fetcher()])
+    outcome = sync(box, Sources(fetchers=(failover,), failovers=(failover,)), NOW, Wishes())
+    assert outcome.staged == (_NAME,)
+    assert "wrong bytes" in outcome.reasons["tiny-decoder"]
+
+
+def test_what_costs_too_much_on_a_metered_link_holds_back_no_small_update(fleet, box):
+    fleet.publish(read_bundle(DECODER))
+    fleet.publish(read_bundle(CLASSIFIER))
+    small = fleet.update(box, dry_run=True).plan.fetched - _size(DECODER)
+    outcome = fleet.update(box, most_bytes=small)
+    assert outcome.staged == (_NAME,)
+    assert "metered" in outcome.reasons["tiny-decoder"]
+    assert outcome.plan.fetched <= small
+
+
+def test_a_base_and_its_adapter_stay_together_where_another_name_fails(fleet, box, tmp_path):
+    base = version_of(DECODER, tmp_path, "2")
+    adapter = adapter_of(ADAPTERS[0], base, tmp_path, "2")
+    for bundle in (base, adapter, read_bundle(CLASSIFIER)):
+        fleet.publish(bundle)
+    path, _ = _block_of(fleet, adapter.folder)
+    del fleet.publisher.files[path]
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert outcome.reasons.keys() == {"tiny-decoder", ADAPTERS[0].name}
 
 
 def test_a_damaged_release_on_the_disk_comes_again(fleet, box):

@@ -27,6 +27,7 @@ class FailoverFetcher:
         assert sources  # noqa: S101 - our own rule
         self._sources = list(sources)
         self._last = self._sources[0]
+        self._liar: Fetcher | None = None
 
     @property
     def label(self) -> str:
@@ -58,8 +59,15 @@ class FailoverFetcher:
         Returns:
             Whether another source is left.
         """
+        self._liar = self._last
         self._put_aside(self._last)
         return bool(self._sources)
+
+    def take_back(self) -> None:
+        """Ask the source again that was blamed last, for other files, where no other is left."""
+        if self._liar is not None and not self._sources:
+            self._last = self._liar
+            self._sources.append(self._liar)
 
     def _put_aside(self, source: Fetcher) -> None:
         if source in self._sources:

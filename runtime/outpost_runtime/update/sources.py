@@ -26,7 +26,7 @@ class Sources:
         return bool(self.failovers) and self.failovers[place].blame()
 
     def take_back(self) -> None:
-        """Let every fetcher ask at least the source again that was blamed last."""
+        """Ask the sources again that were blamed, for other files, where no other is left."""
         for failover in self.failovers:
             failover.take_back()
 

@@ -37,7 +37,6 @@ from outpost_runtime.errors import (
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.box import Box
-from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.holding import groups, held_back
 from outpost_runtime.update.making import make_block
 from outpost_runtime.update.offer import Offer
@@ -124,7 +123,6 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         StoreError: There is no room, or the store cannot be written.
         BusyError: Another update is under way in this store.
     """
-    fetcher = sources.fetchers[0]
     with _alone(box.store.folder):
         refreshed = _refreshed(box, sources, now, wishes)  # 1
         time = int(box.trust.time(now))
@@ -135,7 +133,7 @@ def sync(box: Box, sources: Sources, now: float, wishes: Wishes) -> Outcome:
         choices = choose(signed, wanting, here, time)  # 2
         reasons = {c.name: c.reason for c in choices if c.offer is None}
         reasons |= {refusal.what: refusal.reason.message for refusal in refreshed.refused}
-        chosen = _releases(box, fetcher, choices, signed, reasons)
+        chosen = _releases(box, sources, choices, signed, reasons)
         releases = {name: each.release for name, each in chosen.items()}
         held = held_back(releases, slots, bases(box.store, slots))  # 3
         reasons |= {name: f"waits: {reason}" for name, reason in held.items()}
@@ -218,10 +216,28 @@ def _refreshed(box: Box, sources: Sources, now: float, wishes: Wishes) -> Refres
     while True:
         try:
             return box.trust.refresh(sources.fetchers[0], now, from_stick=wishes.from_stick)
-        except TrustError as error:
+        except (TrustError, FetchError) as error:
             if not sources.blame(sources.fetchers[0]):
                 raise
             _LOG.warning("a source is not used: %s", error)
+
+
+def _release(box: Box, sources: Sources, one: SignedOffer) -> Release:
+    """Return a release whose key is here, from the first source whose files of it may be used."""
+    while True:
+        fetcher = sources.fetchers[0]
+        try:
+            here = whole_release(box, one.offer.bundle)
+            release = here or box.trust.release(fetcher, one)
+            _check_same(one, release)
+            box.keys.obtain(release.key, fetcher)
+        except TrustError as error:
+            if not sources.blame(fetcher):
+                sources.take_back()
+                raise
+            _LOG.warning("a source is not used: %s", error)
+        else:
+            return release
 
 
 def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
@@ -249,7 +265,7 @@ def repair(box: Box, sources: Sources, wishes: Wishes) -> Plan | None:
 
 def _releases(
     box: Box,
-    fetcher: Fetcher,
+    sources: Sources,
     choices: Sequence[Choice],
     signed: dict[Offer, SignedOffer],
     reasons: dict[str, str],
@@ -265,11 +281,7 @@ def _releases(
             continue
         one = signed[choice.offer]
         try:
-            here = whole_release(box, one.offer.bundle)
-            release = here or box.trust.release(fetcher, one)
-            _check_same(one, release)
-            box.keys.obtain(release.key, fetcher)
-            chosen[choice.name] = _Chosen(signed=one, release=release)
+            chosen[choice.name] = _Chosen(signed=one, release=_release(box, sources, one))
         except (TrustError, NotFoundError, FetchError) as error:
             reasons[choice.name] = str(error)
             failures.append(error)

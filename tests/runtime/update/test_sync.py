@@ -414,6 +414,50 @@ def test_a_mirror_that_lies_about_metadata_is_left_for_the_repository(fleet, box
     assert sync(box, sources, NOW, Wishes()).staged == (_NAME,)
 
 
+def _nothing(_):
+    return {}
+
+
+def _junk(folder):
+    def files(genuine):
+        return {
+            path: bytes(len(data)) if path.startswith(folder) else data
+            for path, data in genuine.items()
+        }
+
+    return files
+
+
+@pytest.mark.incident("a source that lies", where="anything of a mirror near by, before the blocks")
+@pytest.mark.parametrize("lie", [_nothing, _junk("metadata/"), _junk("targets/"), _junk("keys/")])
+def test_a_mirror_of_nothing_or_of_junk_is_left_for_the_repository(fleet, box, lie):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publish(read_bundle(DECODER))
+    mirror = fleet.publisher.fetcher(lie(fleet.publisher.frozen()))
+    failover = FailoverFetcher([mirror, fleet.publisher.fetcher()])
+    sources = Sources(fetchers=(failover,), failovers=(failover,))
+    assert set(sync(box, sources, NOW, Wishes()).staged) == {_NAME, "tiny-decoder"}
+
+
+@pytest.mark.incident("a source that lies", where="a mirror that has nothing hides a new root")
+def test_a_mirror_of_nothing_hides_no_new_root(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publisher.rotate("timestamp", "snapshot")
+    failover = FailoverFetcher([fleet.publisher.fetcher({}), fleet.publisher.fetcher()])
+    sources = Sources(fetchers=(failover,), failovers=(failover,))
+    assert sync(box, sources, NOW, Wishes()).staged == (_NAME,)
+
+
+def test_a_release_that_no_source_has_right_costs_no_other_name_its_sources(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    wrong = fleet.publish(read_bundle(DECODER)).stored_path
+    fleet.publisher.files[wrong] = bytes(len(fleet.publisher.files[wrong]))
+    failover = FailoverFetcher([fleet.publisher.fetcher(), fleet.publisher.fetcher()])
+    outcome = sync(box, Sources(fetchers=(failover,), failovers=(failover,)), NOW, Wishes())
+    assert outcome.staged == (_NAME,)
+    assert "tiny-decoder" in outcome.reasons
+
+
 # What a review found.
 
 

@@ -315,13 +315,21 @@ class TestKeys:
         _publish(repository, elsewhere, name="bee", family="bee")
         assert _offered(box, repository) == [("bee", 1), ("press", 1)]
 
-    def test_a_withdrawn_family_can_come_back_with_another_key(self, repository, bag, box):
-        _publish(repository, bag)
+    def test_a_withdrawn_familys_models_come_back_under_another_familys_name(
+        self, repository, bag, box
+    ):
+        for version in "123":
+            signed = _publish(repository, bag, version=version)
         _offered(box, repository)
+        box.accept(signed)
         remove_family(repository, "press", bag, NOW)
         assert _offered(box, repository) == []
-        add_family(repository, "press", bag.make, bag, NOW)
-        _publish(repository, bag, version="2")
+        made = len(bag.keys)
+        with pytest.raises(PublishError, match="There was a family 'press'"):
+            add_family(repository, "press", bag.make, bag, NOW)
+        assert len(bag.keys) == made
+        add_family(repository, "heirs", bag.make, bag, NOW)
+        _publish(repository, bag, version="4", family="heirs")
         assert _offered(box, repository) == [("press", 1)]
 
     @pytest.mark.parametrize("name", ["", "Press", "../etc", "a/b", "a" * 64])

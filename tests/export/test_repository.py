@@ -1,6 +1,7 @@
 """A repository as boxes see it: at every moment of a publication, and after every cut."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -229,6 +230,25 @@ def test_a_clock_behind_the_last_publication_is_told(repository, bag):
     _refresh(repository, bag, NOW + DAY)
     with pytest.raises(PublishError, match="clock is behind"):
         _refresh(repository, bag, NOW)
+
+
+@pytest.mark.incident("a clock of 2100", where="the publisher's, for one signature")
+def test_a_clock_that_ran_ahead_once_is_undone_by_a_new_online_key(repository, bag, box):
+    ahead = Repository(repository.folder, longest_pause=math.inf)
+    _refresh(ahead, bag, 4_102_444_800)
+    with pytest.raises(TrustError, match="expired"):
+        box.refresh(source_of(repository.folder), NOW)
+    with pytest.raises(PublishError, match="clock is behind"):
+        _refresh(repository, bag, NOW + DAY)
+    replace_key(repository, "online", None, bag.make, bag, NOW + DAY)
+    _publish(repository, bag, now=NOW + 2 * DAY)
+    assert _offered(box, repository, NOW + 2 * DAY) == [("press", 1)]
+
+
+def test_a_clock_far_ahead_of_the_last_publication_is_doubted(repository, bag):
+    with pytest.raises(PublishError, match="says 2100-01-01"):
+        _refresh(repository, bag, 4_102_444_800)
+    _refresh(repository, bag, NOW + 399 * DAY)
 
 
 def test_metadata_that_boxes_would_refuse_is_not_published(repository, bag, monkeypatch):

@@ -104,6 +104,31 @@ def test_a_family_that_is_not_there_is_told(repository, bag):
         _publish(repository, bag, family="bee")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"devices": ("Press Terminal",)}, "devices"),
+        ({"minimum_runtime": "1.x"}, "minimum_runtime"),
+        ({"rollout": Rollout(rings=("Ring 1",))}, "rings"),
+        ({"rollout": Rollout(not_before=-5)}, "not_before"),
+    ],
+)
+def test_an_offer_that_no_box_could_read_is_not_signed(repository, bag, fields, said):
+    before = source_of(repository.folder).files
+    offer, release = _offer(**fields), encode_release(_release())
+    with pytest.raises(PublishError, match=f"No box could read this offer.*{said}"):
+        add_release(repository, "press", offer, release, bag, NOW)
+    assert source_of(repository.folder).files == before
+    assert _publish(repository, bag).offer.release == 1
+
+
+def test_a_rollout_that_no_box_could_read_is_not_signed(repository, bag, box):
+    _publish(repository, bag)
+    with pytest.raises(PublishError, match="rings"):
+        set_rollout(repository, "press", RolloutChange(rings=("Ring 1",)), bag, NOW)
+    assert _offered(box, repository) == [("press", 1)]
+
+
 def test_a_rollout_is_changed_without_a_new_release(repository, bag, box):
     _publish(repository, bag)
     set_rollout(repository, "press", RolloutChange(percent=10, rings=("pilot",)), bag, NOW)

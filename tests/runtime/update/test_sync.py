@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from outpost_runtime.bundle import read_bundle, verify
+from outpost_runtime.cli.main import main
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
@@ -17,6 +18,7 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
+from outpost_runtime.update import sources as sources_module
 from outpost_runtime.update.alone import pass_gates
 from outpost_runtime.update.box import open_box
 from outpost_runtime.update.content_keys import content_key_id
@@ -456,6 +458,25 @@ def test_a_release_that_no_source_has_right_costs_no_other_name_its_sources(flee
     outcome = sync(box, Sources(fetchers=(failover,), failovers=(failover,)), NOW, Wishes())
     assert outcome.staged == (_NAME,)
     assert "tiny-decoder" in outcome.reasons
+
+
+@pytest.mark.parametrize(("more", "asked"), [([], ("http://mirror",)), (["--repo", "here"], ())])
+def test_the_command_asks_mirrors_near_by_where_its_configuration_says_so(
+    box, tmp_path, monkeypatch, more, asked
+):
+    opened = []
+
+    def open_sources(_, policy, mirrors=()):
+        opened.append((policy.mirrors, mirrors))
+        raise FetchError("This is as far as the test goes.")
+
+    monkeypatch.setattr(sources_module, "mirrors_near_by", lambda: ("http://mirror",))
+    monkeypatch.setattr(sources_module, "open_sources", open_sources)
+    config = tmp_path / "outpost.toml"
+    config.write_text("[update]\nmirrors = true\n")
+    words = ["sync", "--store", str(box.store.folder), "--config", str(config)]
+    assert main([*words, *more]) == 1
+    assert opened == [(True, asked)]
 
 
 # What a review found.

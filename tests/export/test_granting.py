@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from functools import partial
 
 import pytest
 from outpost_export.errors import PublishError
@@ -140,6 +142,64 @@ def test_a_box_that_was_revoked_before_it_fetched_finds_nothing(granting, box):
     granting.revoke(box_of(box.identity), ["press"])
     with pytest.raises(TrustError):
         box.obtain(_key(granting).key, granting.repository)
+
+
+def _hall_of(granting, *boxes):
+    group = granting.join("hall-two", [box_of(box.identity) for box in boxes])
+    granting.grant(group, ["press"])
+    return _key(granting)
+
+
+@pytest.mark.incident("a box that is stolen", where="one of a group")
+def test_a_box_that_is_out_of_a_renewed_group_gets_no_content_key_that_comes(granting, tmp_path):
+    stolen, kept = (Box(tmp_path / name) for name in ("stolen", "kept"))
+    granting.join("first", [box_of(stolen.identity)])
+    key = _hall_of(granting, stolen, kept)
+    granting.join("last", [box_of(stolen.identity)])
+    granting.grant(granting.roster.group("last"), ["vision"])
+    tape = shutil.copytree(granting.repository, tmp_path / "tape")
+    made = granting.renew_group("hall-two", [box_of(stolen.identity)])
+    assert granting.roster.group("hall-two") == made
+    new = granting.renew("press")
+    shutil.copytree(granting.repository, tape, dirs_exist_ok=True)  # with all that the thief kept
+    for repository in (granting.repository, tape):
+        with pytest.raises(TrustError):
+            stolen.obtain(new.key, repository)
+    vision = _key(granting, "vision")
+    assert stolen.obtain(vision.key, granting.repository) == vision.secret
+    for secret in (key, new):
+        assert kept.obtain(secret.key, granting.repository) == secret.secret
+
+
+@pytest.mark.incident("power cut", where="between any two writes of a group's new key")
+def test_the_power_may_be_cut_while_a_group_is_renewed(tmp_path, box):
+    stolen = Box(tmp_path / "stolen")
+
+    def renew(granting):
+        return granting.renew_group("hall-two", [box_of(stolen.identity)])
+
+    whole = _granting(tmp_path / "whole")
+    _hall_of(whole, stolen, box)
+    copy = partial(shutil.copytree, tmp_path / "whole")
+    total = cuts_of(lambda: renew(_granting(copy(tmp_path / "counted"))))
+    for number in range(0, total, 3):
+        granting = _granting(copy(tmp_path / str(number)))
+        assert cut_at(number, lambda g=granting: renew(g))
+        granting = _granting(tmp_path / str(number))
+        renew(granting)
+        key = granting.renew("press")
+        assert box.obtain(key.key, granting.repository) == key.secret
+        with pytest.raises(TrustError):
+            stolen.obtain(key.key, granting.repository)
+
+
+def test_a_group_that_is_not_there_or_a_stranger_is_told(granting, box, tmp_path):
+    with pytest.raises(PublishError, match="no group 'hall-two'"):
+        granting.renew_group("hall-two")
+    _hall_of(granting, box)
+    stranger = Box(tmp_path / "stranger")
+    with pytest.raises(PublishError, match="is not in the group"):
+        granting.renew_group("hall-two", [box_of(stranger.identity)])
 
 
 def test_who_was_granted_nothing_cannot_be_revoked(granting, box):

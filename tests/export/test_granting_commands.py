@@ -8,6 +8,7 @@ from outpost_export.publishing.content_key_files import (
     current_content_key,
 )
 from outpost_export.publishing.granting_commands import add_commands
+from outpost_runtime.errors import TrustError
 from outpost_runtime.update.device_identity import encode_identity
 
 from tests.support.boxes import Box
@@ -60,6 +61,26 @@ def test_the_commands_lead_from_an_identity_to_a_box_that_decrypts(
     key = current_content_key(content_keys(tmp_path / "publisher", passphrases), "press")
     assert key.number == 2
     assert box.obtain(key.key, tmp_path / "repository") == key.secret
+
+
+def test_a_stolen_box_of_a_group_is_shut_out_as_the_commands_say(
+    run, box, identity_file, tmp_path, capsys
+):
+    run("group", "hall-two", str(identity_file))
+    run("grant", "hall-two", "--family", "press")
+    with pytest.raises(PublishError, match="only with --renew"):
+        run("group", "hall-two", "--without", str(identity_file))
+    capsys.readouterr()
+    run("revoke", str(identity_file))
+    said = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [words[2] for words in said] == ["group", "new-content-key"]
+    for words in said:
+        run(*words[2 : words.index("--repo")])
+    passphrases = Passphrases(lambda _: PASSPHRASE, lambda _: PASSPHRASE)
+    key = current_content_key(content_keys(tmp_path / "publisher", passphrases), "press")
+    assert key.number == 2
+    with pytest.raises(TrustError):
+        box.obtain(key.key, tmp_path / "repository")
 
 
 @pytest.mark.parametrize("name", ["nobody", "nothing.json"])

@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from outpost_export.cli import _parser, main
@@ -86,6 +88,17 @@ def test_a_refresh_says_until_when_and_what_to_renew(capsys):
     assert _run("refresh --repo repo --days 30 --stick-days 365") == 0
     assert capsys.readouterr().out.count("is good until") == 6
     assert _run("keys renew online --repo repo") == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_a_clock_far_ahead_has_to_be_confirmed(monkeypatch, capsys):
+    _init("--root-keys 1 --root-threshold 1")
+    later = time.time() + 500 * 86_400
+    clock = SimpleNamespace(time=lambda: later)
+    monkeypatch.setattr("outpost_export.publishing.cli.time", clock)
+    assert _run("refresh --repo repo") == 1
+    assert "--clock-is-right" in capsys.readouterr().err
+    assert _run("refresh --repo repo --clock-is-right") == 0
 
 
 def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):

@@ -1,6 +1,7 @@
 """A repository as boxes see it: at every moment of a publication, and after every cut."""
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,31 @@ def test_a_name_is_published_by_one_family_only(repository, bag):
 def test_a_family_that_is_not_there_is_told(repository, bag):
     with pytest.raises(PublishError, match="has no family 'bee'; it has press"):
         _publish(repository, bag, family="bee")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"devices": ("Press Terminal",)}, "devices"),
+        ({"minimum_runtime": "1.x"}, "minimum_runtime"),
+        ({"rollout": Rollout(rings=("Ring 1",))}, "rings"),
+        ({"rollout": Rollout(not_before=-5)}, "not_before"),
+    ],
+)
+def test_an_offer_that_no_box_could_read_is_not_signed(repository, bag, fields, said):
+    before = source_of(repository.folder).files
+    offer, release = _offer(**fields), encode_release(_release())
+    with pytest.raises(PublishError, match=f"No box could read this offer.*{said}"):
+        add_release(repository, "press", offer, release, bag, NOW)
+    assert source_of(repository.folder).files == before
+    assert _publish(repository, bag).offer.release == 1
+
+
+def test_a_rollout_that_no_box_could_read_is_not_signed(repository, bag, box):
+    _publish(repository, bag)
+    with pytest.raises(PublishError, match="rings"):
+        set_rollout(repository, "press", RolloutChange(rings=("Ring 1",)), bag, NOW)
+    assert _offered(box, repository) == [("press", 1)]
 
 
 def test_a_rollout_is_changed_without_a_new_release(repository, bag, box):
@@ -231,6 +257,25 @@ def test_a_clock_behind_the_last_publication_is_told(repository, bag):
         _refresh(repository, bag, NOW)
 
 
+@pytest.mark.incident("a clock of 2100", where="the publisher's, for one signature")
+def test_a_clock_that_ran_ahead_once_is_undone_by_a_new_online_key(repository, bag, box):
+    ahead = Repository(repository.folder, longest_pause=math.inf)
+    _refresh(ahead, bag, 4_102_444_800)
+    with pytest.raises(TrustError, match="expired"):
+        box.refresh(source_of(repository.folder), NOW)
+    with pytest.raises(PublishError, match="clock is behind"):
+        _refresh(repository, bag, NOW + DAY)
+    replace_key(repository, "online", None, bag.make, bag, NOW + DAY)
+    _publish(repository, bag, now=NOW + 2 * DAY)
+    assert _offered(box, repository, NOW + 2 * DAY) == [("press", 1)]
+
+
+def test_a_clock_far_ahead_of_the_last_publication_is_doubted(repository, bag):
+    with pytest.raises(PublishError, match="says 2100-01-01"):
+        _refresh(repository, bag, 4_102_444_800)
+    _refresh(repository, bag, NOW + 399 * DAY)
+
+
 def test_metadata_that_boxes_would_refuse_is_not_published(repository, bag, monkeypatch):
     monkeypatch.setattr("outpost_runtime.update.generation.MAX_TARGETS_BYTES", 1000)
     _publish(repository, bag)
@@ -315,13 +360,21 @@ class TestKeys:
         _publish(repository, elsewhere, name="bee", family="bee")
         assert _offered(box, repository) == [("bee", 1), ("press", 1)]
 
-    def test_a_withdrawn_family_can_come_back_with_another_key(self, repository, bag, box):
-        _publish(repository, bag)
+    def test_a_withdrawn_familys_models_come_back_under_another_familys_name(
+        self, repository, bag, box
+    ):
+        for version in "123":
+            signed = _publish(repository, bag, version=version)
         _offered(box, repository)
+        box.accept(signed)
         remove_family(repository, "press", bag, NOW)
         assert _offered(box, repository) == []
-        add_family(repository, "press", bag.make, bag, NOW)
-        _publish(repository, bag, version="2")
+        made = len(bag.keys)
+        with pytest.raises(PublishError, match="There was a family 'press'"):
+            add_family(repository, "press", bag.make, bag, NOW)
+        assert len(bag.keys) == made
+        add_family(repository, "heirs", bag.make, bag, NOW)
+        _publish(repository, bag, version="4", family="heirs")
         assert _offered(box, repository) == [("press", 1)]
 
     @pytest.mark.parametrize("name", ["", "Press", "../etc", "a/b", "a" * 64])

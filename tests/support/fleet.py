@@ -33,11 +33,16 @@ class Fleet:
         self.counter = 0
 
     def publish(
-        self, bundle: FolderBundle, *, predecessor: FolderBundle | None = None, **changes
+        self,
+        bundle: FolderBundle,
+        *,
+        predecessor: FolderBundle | None = None,
+        key: bytes = KEY,
+        **changes,
     ) -> SignedOffer:
         """Publish a bundle, with byte-wise deltas from a predecessor of equal sizes."""
         blocks = Blocks()
-        release = released(bundle, blocks)
+        release = released(bundle, blocks, key=key)
         if predecessor is not None:
             release = self._with_deltas(release, bundle, predecessor)
         for block_id, data in blocks.items():
@@ -60,10 +65,10 @@ class Fleet:
         self.grant(box)
         return box
 
-    def grant(self, box: Box) -> None:
+    def grant(self, box: Box, key: bytes = KEY) -> None:
         identity = box.own.identity(box.device.model)
-        path = wrapped_key_path(released_key(), identity.recipient)
-        wrapped = wrap_content_key(KEY, identity.encryption_key)
+        path = wrapped_key_path(content_key_id(key), identity.recipient)
+        wrapped = wrap_content_key(key, identity.encryption_key)
         self.publisher.files[path] = encode_wrapped_key(wrapped)
 
     def update(

@@ -73,11 +73,16 @@ def add_family(
     """Delegate one more family to a key, which may be elsewhere: its owner's first release signs.
 
     Raises:
-        PublishError: There is one of that name, or a key is missing.
+        PublishError: There is or was one of that name, or a key is missing.
     """
     with repository.editing(signers, now) as draft:
         if family in draft.families:
             raise PublishError(f"There is a family '{family}' already.")
+        if f"{FAMILY_ROLE}{family}.json" in draft.snapshot.meta:
+            raise PublishError(
+                f"There was a family '{family}', and boxes hold its release counters.",
+                hint="Take another name: counters begin anew there.",
+            )
         _check_name(family)
         key = new()
         _delegate(draft, family, key)
@@ -145,10 +150,7 @@ def _delegate(draft: Draft, family: str, key: Key) -> None:
     role = FAMILY_ROLE + family
     draft.delegated[role] = delegation(family, [], 1)
     draft.targets.add_key(key, role)
-    targets, before = unsigned_family(), draft.snapshot.meta.get(f"{role}.json")
-    if before is not None:  # a name that comes back counts on
-        targets.version = before.version
-    draft.families[family] = targets
+    draft.families[family] = unsigned_family()
     draft.changed.add("targets")
 
 

@@ -1,6 +1,7 @@
 """The commands of ``outpost-export`` that work on a repository: keys, refresh, rollout."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from outpost_export.publishing.signers import (
     ask_new_passphrase,
     ask_passphrase,
 )
-from outpost_export.publishing.signing import DAY, Lifetimes
+from outpost_export.publishing.signing import DAY, LONGEST_PAUSE, Lifetimes
 
 _WARN = 60 * DAY
 _KEYS_HELP = f"""\
@@ -73,12 +74,17 @@ def add_repository_arguments(parser: argparse.ArgumentParser) -> None:
             option, type=_days, default=default, metavar="N",
             help=f"days until {what} expires (default: {default})",
         )  # fmt: skip
+    parser.add_argument(
+        "--clock-is-right", action="store_true",
+        help=f"sign although the last publication was more than {LONGEST_PAUSE // DAY} days ago",
+    )  # fmt: skip
 
 
 def repository_of(parsed: argparse.Namespace) -> Repository:
     """Return the repository that was named."""
     lifetimes = Lifetimes(timestamp=parsed.days * DAY, stick=parsed.stick_days * DAY)
-    return Repository(parsed.repo, lifetimes)
+    pause = math.inf if parsed.clock_is_right else LONGEST_PAUSE
+    return Repository(parsed.repo, lifetimes, longest_pause=pause)
 
 
 def signers_of(parsed: argparse.Namespace) -> KeyFolders:

@@ -26,15 +26,17 @@ _GROUP_HELP = """\
 Make boxes members of a group, which is made if there is none of that name. Grant families to the
 group by its name: one wrapped key then serves all its boxes.
 
-A group's boxes hold its private key, so a box cannot leave. To shut one out, make another group
-of the others, grant it the families, revoke the first group's, make new content keys.
+A group's boxes hold its private key. --renew makes the group another one and wraps it for its
+boxes, all but those that --without names. Those are shut out of what is published with content
+keys that are made afterwards, with 'outpost-export keys new-content-key FAMILY'.
 """
 _REVOKE_HELP = """\
 Wrap no more keys of families for a box or group, and remove its wrapped keys from the repository.
 
 This takes nothing away that the box has: it keeps its content keys, and can decrypt every block
 that was encrypted with them, now or later, from wherever it gets it; mirrors and sticks may still
-hold its wrapped keys. To shut it out of what is published from now on, make a new content key
+hold its wrapped keys. To shut it out of what is published from now on, renew the groups that it is
+in ('outpost-export keys group NAME --renew --without DEVICE.json'), then make a new content key
 with 'outpost-export keys new-content-key FAMILY' and publish the family's models again.
 """
 _NEW_KEY_HELP = """\
@@ -79,6 +81,11 @@ def add_commands(commands: "Commands[argparse.ArgumentParser]", ask: Ask, ask_ne
     group = add("group", "make a group of boxes, or add boxes to it", _GROUP_HELP)
     group.add_argument("name", metavar="NAME", help="the group's name")
     group.add_argument("boxes", nargs="*", type=Path, metavar="DEVICE.json", help="its new boxes")
+    group.add_argument("--renew", action="store_true", help="give the group another key pair")
+    group.add_argument(
+        "--without", action="append", type=Path, default=[], metavar="DEVICE.json",
+        help="with --renew: a box that is out of the group then; may be given several times",
+    )  # fmt: skip
     group.set_defaults(run=_group)
     renew = add("new-content-key", "encrypt a family with another key from now on", _NEW_KEY_HELP)
     renew.add_argument("family", metavar="FAMILY", help="the family's name")
@@ -124,11 +131,16 @@ def _revoke(parsed: argparse.Namespace) -> int:
     recipient, families = _found(granting, parsed.recipient), _named(granting, parsed)
     left = granting.revoke(recipient, families)
     _say(f"No more keys of {', '.join(families)} are wrapped for {left.label}.")
-    for name in left.groups:
-        group = granting.roster.group(name)
-        if group and set(group.families) & set(families):
-            _say(f"It is in the group '{name}' and goes on getting them through it.")
+    groups = [group for name in left.groups if (group := granting.roster.group(name))]
+    through = [group.name for group in groups if set(group.families) & set(families)]
+    for name in through:
+        _say(f"It is in the group '{name}' and goes on getting them through it.")
     _say("It keeps the keys that it has. To shut it out of what is published from now on:")
+    for name in through:
+        _say(
+            f"  outpost-export keys group {name} --renew --without {parsed.recipient} "
+            f"--repo {parsed.repo}"
+        )
     for family in families:
         _say(f"  outpost-export keys new-content-key {family} --repo {parsed.repo}")
     return 0
@@ -136,11 +148,27 @@ def _revoke(parsed: argparse.Namespace) -> int:
 
 def _group(parsed: argparse.Namespace) -> int:
     boxes = [_read_box(path) for path in parsed.boxes]
-    group = _granting(parsed).join(parsed.name, boxes)
+    gone = [_read_box(path) for path in parsed.without]
+    if gone and not parsed.renew:
+        raise PublishError("A box leaves a group only with --renew: it holds the group's key.")
+    granting = _granting(parsed)
+    if parsed.renew:
+        _say_renewed(granting.renew_group(parsed.name, gone), len(gone), parsed)
+    group = granting.join(parsed.name, boxes)
     _say(f"{len(boxes)} boxes joined the {group.label} ({group.id[:12]}).")
     if not group.families:
         _say(f"It has no families yet: outpost-export keys grant {group.name} --repo …")
     return 0
+
+
+def _say_renewed(group: Recipient, gone: int, parsed: argparse.Namespace) -> None:
+    _say(f"The {group.label} has another key ({group.id[:12]}); {gone} boxes are out of it.")
+    if gone:
+        _say(
+            "They keep the keys that they have. To shut them out of what is published from now on:"
+        )
+    for family in group.families if gone else ():
+        _say(f"  outpost-export keys new-content-key {family} --repo {parsed.repo}")
 
 
 def _renew(parsed: argparse.Namespace) -> int:

@@ -77,6 +77,44 @@ class Granting:
             self.write_again([joined])
         return made
 
+    def renew_group(self, group: str, without: Sequence[Recipient] = ()) -> Recipient:
+        """Give a group another key pair, for all its boxes but some, who are out of it then.
+
+        1. Make the pair, and wrap the families' content keys for it.
+        2. Wrap its private key for the boxes that stay.
+        3. Take the pair before off the list, and its wrapped keys out of the repository.
+
+        The boxes that are out keep what they have; :meth:`renew` shuts them out of what comes.
+        Cut off, it is done anew by the same call.
+
+        Returns:
+            The group, under its new key.
+
+        Raises:
+            PublishError: There is no such group, a box is not in it, a key file cannot be opened,
+                or the repository cannot be written.
+            StoreError: The keys folder cannot be written.
+        """
+        everybody, gone = self.roster.all(), {box.id for box in without}
+        before = [one for one in everybody if one.is_group and one.name == group]
+        members = [one for one in everybody if group in one.groups]
+        if not before:
+            raise PublishError(f"There is no group '{group}'.")
+        for box in without:
+            if box.id not in {one.id for one in members} and self.roster.find(box.id) is None:
+                raise PublishError(f"The {box.label} is not in the group '{group}'.")
+        families = tuple(dict.fromkeys(name for one in before for name in one.families))
+        made = self._new_pair(group, families)  # 1
+        for box in members:  # 2
+            if box.id in gone:
+                self._leave(box, group)
+            else:
+                self.write_again([box])
+        for one in before:  # 3
+            self.revoke(one, families)
+            self.roster.remove(one.id)
+        return made
+
     def revoke(self, recipient: Recipient, families: Iterable[str]) -> Recipient:
         """Take a recipient off the list of families, and its wrapped keys out of the repository.
 
@@ -140,6 +178,22 @@ class Granting:
         made = Recipient(name=name, is_group=True, public_key=public_bytes(private_key))
         self.roster.write(made)
         return made
+
+    def _new_pair(self, group: str, families: tuple[str, ...]) -> Recipient:
+        private_key = X25519PrivateKey.generate()
+        self.groups.add(group, private_key.private_bytes_raw())
+        made = Recipient(
+            name=group, is_group=True, public_key=public_bytes(private_key), families=families
+        )
+        self.roster.write(made)
+        self.write_again([made])
+        return made
+
+    def _leave(self, box: Recipient, group: str) -> None:
+        left = replace(box, groups=tuple(name for name in box.groups if name != group))
+        self.roster.write(left)
+        self.write_again([left])  # groups are numbered without a gap
+        _remove(self.repository / group_key_path(box.id, len(box.groups)))
 
     def _private_key(self, group: str) -> X25519PrivateKey:
         secret = self.groups.newest(group)

@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from outpost_runtime.errors import NotFoundError
+from outpost_runtime.errors import NotFoundError, TrustError
 from outpost_runtime.update.metadata import TargetFile, Targets
-from outpost_runtime.update.offer import Offer, Rollout, encode_offer, release_path
+from outpost_runtime.update.offer import Offer, Rollout, encode_offer, parse_offer, release_path
 from outpost_runtime.update.offers import SignedOffer, choice, verified_release
 
 from outpost_export.errors import PublishError
@@ -63,7 +63,8 @@ def add_release(
         The offer as it was signed.
 
     Raises:
-        PublishError: There is no such family, the name is another family's, or a key is missing.
+        PublishError: There is no such family, the name is another family's, no box could read the
+            offer, or a key is missing.
         TrustError: The release is not of the bundle that the offer names.
     """
     with repository.editing(signers, now) as draft:
@@ -106,7 +107,7 @@ def set_rollout(
 
     Raises:
         NotFoundError: There is no such name or release.
-        PublishError: A key is missing.
+        PublishError: No box could read the offer, or a key is missing.
     """
     with repository.editing(signers, now) as draft:
         changed = []
@@ -151,6 +152,11 @@ def _next_counter(draft: Draft, family: str, name: str) -> int:
 
 
 def _offer(targets: Targets, signed: SignedOffer) -> None:
+    custom = encode_offer(signed.offer)
+    try:
+        parse_offer(custom)
+    except TrustError as error:  # of the same build: it is what was asked for
+        raise PublishError(f"No box could read this offer: {error.__cause__}") from error
     target = TargetFile(signed.length, {"sha256": signed.sha256}, signed.path)
-    target.unrecognized_fields["custom"] = encode_offer(signed.offer)
+    target.unrecognized_fields["custom"] = custom
     targets.targets[signed.path] = target

@@ -45,6 +45,7 @@ from outpost_runtime.update.trust_files import Write
 from outpost_export.errors import PublishError
 from outpost_export.publishing.signers import Signers
 from outpost_export.publishing.signing import (
+    LONGEST_PAUSE,
     Draft,
     Lifetimes,
     check_readable,
@@ -62,12 +63,18 @@ class Repository:
         folder: Where it is, or shall be.
         lifetimes: When what is signed from now on expires.
         write: How a file is replaced; it survives a power cut whole.
+        longest_pause: Seconds since the last publication after which the clock is not believed.
     """
 
     def __init__(
-        self, folder: Path, lifetimes: Lifetimes | None = None, write: Write = write_durably
+        self,
+        folder: Path,
+        lifetimes: Lifetimes | None = None,
+        write: Write = write_durably,
+        longest_pause: float = LONGEST_PAUSE,
     ) -> None:
         self.folder = folder
+        self._longest_pause = longest_pause
         self._lifetimes = lifetimes or Lifetimes()
         self._write = write
         self._metadata = folder / "metadata"
@@ -172,7 +179,7 @@ class Repository:
         return root
 
     def _publish(self, draft: Draft, signers: Signers, now: float) -> None:
-        files = signed_files(draft, signers, now, self._lifetimes)
+        files = signed_files(draft, signers, now, self._lifetimes, self._longest_pause)
         new = dict(files)
         check_readable(draft, lambda name: new[name] if name in new else self._get(name))
         staging = self._metadata / f"{_STAGED}.new"

@@ -105,6 +105,15 @@ class Roster:
         with private_folder(self._folder):
             write_durably(self._folder / f"{recipient.id}.json", canonical_json(document))
 
+    def remove(self, recipient: str) -> None:
+        """Take a recipient off the list by its id.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        with private_folder(self._folder):
+            (self._folder / f"{recipient}.json").unlink(missing_ok=True)
+
 
 def _read(path: Path) -> Recipient:
     try:

@@ -21,7 +21,9 @@ from outpost_runtime.update.metadata import (
     Snapshot,
     Targets,
     Timestamp,
+    published,
 )
+from outpost_runtime.update.seen import online_keys
 from outpost_runtime.update.trust import (
     FAMILY_ROLE,
     MAX_ROOT_BYTES,
@@ -35,6 +37,10 @@ from outpost_export.errors import PublishError
 from outpost_export.publishing.signers import Signers
 
 DAY = 86_400
+
+LONGEST_PAUSE = 400 * DAY
+"""Seconds since the last publication after which a clock is doubted: a time that was signed
+cannot be taken back without a new online key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,24 +156,27 @@ class _Desk:
 
 
 def signed_files(
-    draft: Draft, signers: Signers, now: float, lifetimes: Lifetimes
+    draft: Draft,
+    signers: Signers,
+    now: float,
+    lifetimes: Lifetimes,
+    longest_pause: float = LONGEST_PAUSE,
 ) -> list[tuple[str, bytes]]:
     """Sign what has changed, and what follows from it.
+
+    Args:
+        now: Seconds since 1970.
+        longest_pause: Seconds since the last publication after which ``now`` is not believed.
 
     Returns:
         Names and contents, in the order in which a reader may come to see them: what is named
         before what names it, and the root last, since the timestamps are good for both roots.
 
     Raises:
-        PublishError: A key is missing, or the clock is behind what was published.
+        PublishError: A key is missing, or the clock is behind what was published, or far ahead.
         TrustError: A box would refuse the result; nothing of it may be written.
     """
-    if now < draft.published:
-        raise PublishError(
-            f"This machine's clock is behind: the repository was signed at "
-            f"{datetime.fromtimestamp(draft.published, UTC):%Y-%m-%d %H:%M} UTC.",
-            hint="Set the clock right; boxes would go on by the later time.",
-        )
+    _check_clock(draft, now, longest_pause)
     desk = _Desk(draft=draft, signers=signers, now=int(now), lifetimes=lifetimes)
     files = _signed_targets(desk)
     if files or "timestamp" in draft.changed:
@@ -176,6 +185,25 @@ def signed_files(
         files += _signed_root(desk)
     draft.published = desk.now
     return files
+
+
+def _check_clock(draft: Draft, now: float, longest_pause: float) -> None:
+    before, last = draft.before, draft.published
+    if before is not None and not online_keys(before) <= online_keys(draft.root):
+        last = published(before)  # what a dropped online key vouched for ends, its times too
+    said = f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M} UTC"
+    if now < last:
+        raise PublishError(
+            f"This machine's clock is behind: the repository was signed at {said}.",
+            hint="Set the clock right; boxes would go on by the later time. If it was signed with "
+            "a clock that ran ahead, replace the key: outpost-export keys rotate online",
+        )
+    if before is not None and now > last + longest_pause:
+        raise PublishError(
+            f"This machine's clock says {datetime.fromtimestamp(now, UTC):%Y-%m-%d}, and the "
+            f"repository was signed last at {said}.",
+            hint="Set the clock right, or say --clock-is-right: boxes never go back behind it.",
+        )
 
 
 def check_readable(draft: Draft, get: Callable[[str], bytes]) -> None:

@@ -136,10 +136,12 @@ def _provision(parsed: argparse.Namespace) -> int:
 
 def _sync(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.device import read_device  # noqa: PLC0415
-    from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
+    from outpost_runtime.update.sources import mirrors_near_by, open_sources  # noqa: PLC0415
 
+    policy = policy_of(parsed.config)
     locations = parsed.repo or read_device(parsed.store).sources
-    sources = open_sources(locations, policy_of(parsed.config))
+    mirrors = mirrors_near_by() if policy.mirrors and not parsed.repo else ()
+    sources = open_sources(locations, policy, mirrors)
     if parsed.repair:
         return _repair(parsed, sources)
     return _update(parsed, sources, from_stick=False)
@@ -233,7 +235,7 @@ class _Bar:
         self._shown = sys.stderr.isatty()
 
     def begin(self, plan: "Plan") -> None:
-        self._total = plan.fetched
+        self._total, self._done = plan.fetched, 0
 
     def add(self, count: int) -> None:
         self._done += count

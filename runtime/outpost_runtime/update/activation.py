@@ -14,7 +14,7 @@ Rules:
 4. Going back needs no network, no key and nobody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from outpost_runtime.errors import StoreError
@@ -32,6 +32,11 @@ _LONGEST_REASON = 500
 
 MOST_STARTS = 3
 """Servers that may open a bundle on probation and die; the next one goes back."""
+
+MOST_TRIES = 3
+"""Tries in which a candidate may take too much memory; with the last one it is refused."""
+
+_POSTPONED = "postponed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +105,21 @@ def refuse(name: str, slot: Slot, reason: str, now: int) -> Change:
     return _change(
         name, replace(slot, candidate=None, refused=refused), now, "refused", bundle, reason
     )
+
+
+def postpone(name: str, slot: Slot, reason: str, now: int) -> Change:
+    """Note a try that says nothing certain about a candidate; it is tried again."""
+    assert slot.candidate is not None  # noqa: S101 - the caller's duty
+    return _change(name, slot, now, _POSTPONED, slot.candidate.bundle, reason)
+
+
+def times_postponed(name: str, history: Iterable[Mapping[str, object]]) -> int:
+    """Return how often the candidate that was staged last under a name was postponed."""
+    times = 0
+    for line in history:
+        if line.get("name") == name:
+            times = 0 if line.get("what") == "staged" else times + (line.get("what") == _POSTPONED)
+    return times
 
 
 def drop(name: str, slot: Slot, reason: str, now: int) -> Change:

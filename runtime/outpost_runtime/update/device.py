@@ -66,8 +66,18 @@ class DeviceFile:
 
 
 def is_provisioned(store: Path) -> bool:
-    """Say whether a store belongs to a box that takes signed bundles only."""
-    return (store / _FILE).exists()
+    """Say whether a store belongs to a box that takes signed bundles only.
+
+    Raises:
+        StoreError: It may not be read.
+    """
+    try:
+        return (store / _FILE).exists()
+    except OSError as error:
+        raise StoreError(
+            f"The store {store} cannot be read: {error.strerror or error}.",
+            hint="Run the command as the user whose store it is.",
+        ) from error
 
 
 def write_device(store: Path, device: DeviceFile) -> None:

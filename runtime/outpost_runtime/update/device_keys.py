@@ -140,11 +140,18 @@ def open_keys(store: Path, *, tpm: str = DEFAULT_TPM) -> KeyStore:
 
     Raises:
         NotFoundError: It was not.
-        StoreError: They are damaged, or the TPM does not give them out.
+        StoreError: They are damaged or not this user's, or the TPM does not give them out.
         ConfigurationError: The TPM, or the library for it, is not there.
     """
     folder = store / KEYS_FOLDER
-    if (folder / SEALED_FILE).exists():
+    try:
+        is_sealed = (folder / SEALED_FILE).exists()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be read: {error.strerror or error}.",
+            hint="Run the command as the user whose store it is.",
+        ) from error
+    if is_sealed:
         return _from_tpm(folder / SEALED_FILE, tpm)
     try:
         secret = read_secret(folder / SECRET_FILE, limit=SECRET_BYTES)

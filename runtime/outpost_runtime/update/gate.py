@@ -3,7 +3,8 @@
 1. Its files have the digests of its manifest (checked while it is opened).
 2. It answers its golden inputs as where it was built, each adapter that comes with it too.
 3. It does so in a bounded time.
-4. It does not take more memory than was set apart for it.
+4. It does not take more memory than was set apart for it, in three tries: what the process grows
+   by may be others'.
 """
 
 import contextlib
@@ -24,6 +25,10 @@ from outpost_runtime.text.model import TextModel
 _LOOK_SECONDS = 0.2
 _TOLERATED = 64 << 20
 """Bytes that a process grows by for other reasons while a candidate is tried."""
+
+
+class OverrunError(BusyError):
+    """A candidate took more memory than was set apart for it, if it was it that took it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +64,14 @@ def examine(
     Raises:
         BundleError: It is not; the message says why.
         UnavailableError: ``stop`` was set.
-        BusyError: It took more memory than was set apart, if it was it that took it.
+        OverrunError: It took more memory than was set apart, if it was it that took it.
     """
     limits = limits or GateLimits()
     name = model.bundle.manifest.name
     _in_time(lambda: _ask(model, adapters), limits.seconds, name, stop)
     grown, most = bytes_in_use() - bytes_before, limits.memory_factor * expected_bytes
     if grown > most + _TOLERATED:
-        raise BusyError(  # others may have taken it: it may try again
+        raise OverrunError(  # others may have taken it: it may try again
             f"'{name}' has taken {grown >> 20} MiB, and was expected to need "
             f"{expected_bytes >> 20} MiB."
         )

@@ -30,6 +30,16 @@ def held_back(
         held |= more
 
 
+def groups(releases: Mapping[str, Release]) -> list[tuple[str, ...]]:
+    """Return the names that have to come together: a base and its adapters, others alone."""
+    bases = {release.bundle: name for name, release in releases.items()}
+    found: dict[str, list[str]] = {}
+    for name, release in releases.items():
+        base = None if release.base is None else bases.get(release.base.bundle)
+        found.setdefault(base or name, []).append(name)
+    return [tuple(names) for names in found.values()]
+
+
 def _why(
     name: str,
     going: Mapping[str, Release],

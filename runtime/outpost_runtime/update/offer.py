@@ -4,6 +4,7 @@ Its schema is documented in ``docs/update-format.md``. :mod:`offers` verifies of
 chooses among them.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from outpost_runtime.update.signed_fields import (
     matching,
     names,
 )
+
+_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ class Offer:
         release: Counts up with every publication of a name; a device never goes below.
         bundle: The bundle's digest.
         devices: Device models that it is for; empty for every model.
-        minimum_runtime: Oldest runtime version that can run it.
+        minimum_runtime: Oldest runtime version that can run it: up to four numbers.
     """
 
     name: str
@@ -91,7 +94,10 @@ def parse_offer(custom: Any) -> Offer:
             target=matching(reader, "target", NAME),
             bundle=matching(reader, "bundle", DIGEST),
             devices=names(reader, "devices"),
-            minimum_runtime=reader.string("minimum_runtime", "0.1.0"),
+            minimum_runtime=reader.optional(
+                "minimum_runtime", lambda key: matching(reader, key, _VERSION)
+            )
+            or "0.1.0",
             rollout=reader.optional("rollout", lambda key: _rollout(reader.table(key)))
             or Rollout(),
         )

@@ -8,7 +8,8 @@ Pure. Rules:
 3. A name belongs to the family that a box had it from, for as long as that family is
    delegated; before that, to the first in the order of delegation that offers it. So one
    family's keys never replace another's models.
-4. The release counter of a name never goes down, whatever clocks and versions say.
+4. The release counter of a name never goes down, whatever clocks and versions say. Where nothing
+   else is offered of a name, that is said.
 """
 
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,7 @@ def choice(
         time: Families that have expired then (seconds since 1970) are refused; None to show
             what is there without installing it.
     """
-    offers, refused = list[SignedOffer](), list[Refusal]()
+    offers, refused, older = list[SignedOffer](), list[Refusal](), dict[str, SignedOffer]()
     owners = {name: one.family for name, one in accepted.items() if one.family in signed}
     for family, targets in signed.items():
         stale = _stale(family, targets, time)
@@ -101,8 +102,12 @@ def choice(
                 refused.append(found)
             elif (owner := owners.setdefault(found.offer.name, family)) != family:
                 refused.append(Refusal(what=found.path, reason=_taken(found, owner)))
-            elif not stale and found.offer.release >= _least(found, accepted):
+            elif found.offer.release < _least(found, accepted):
+                older[found.offer.name] = found
+            elif not stale:
                 offers.append(found)
+    for name in sorted(older.keys() - {found.offer.name for found in offers}):
+        refused.append(Refusal(what=name, reason=_too_old(older[name].offer, accepted[name])))
     return Choice(offers=tuple(offers), refused=tuple(refused))
 
 
@@ -114,11 +119,7 @@ def check_counter(signed: SignedOffer, accepted: Mapping[str, Accepted]) -> None
     """
     offer, least = signed.offer, _least(signed, accepted)
     if offer.release < least:
-        raise TrustError(
-            f"Release {offer.release} of '{offer.name}' is older than release {least}, "
-            "which this box has accepted.",
-            hint="To go back for all boxes, publish the old bundle again; it gets a new number.",
-        )
+        raise _too_old(offer, accepted[offer.name])
 
 
 def verified_release(signed: SignedOffer, data: bytes) -> Release:
@@ -171,6 +172,14 @@ def _signed_offer(family: str, path: str, target: TargetFile) -> SignedOffer:
     if not whole(target.length) or target.length > MAX_RELEASE_BYTES or not is_digest(digest):
         raise TrustError(f"{path} has no usable length and SHA-256.", hint=FOREIGN)
     return SignedOffer(family=family, path=path, offer=offer, length=target.length, sha256=digest)
+
+
+def _too_old(offer: Offer, accepted: Accepted) -> TrustError:
+    return TrustError(
+        f"Release {offer.release} of '{offer.name}' is older than release {accepted.release}, "
+        "which this box has accepted.",
+        hint="To go back for all boxes, publish the old bundle again; it gets a new number.",
+    )
 
 
 def _taken(signed: SignedOffer, owner: str) -> TrustError:

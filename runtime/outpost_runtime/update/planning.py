@@ -13,8 +13,8 @@ Rules:
 """
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from outpost_runtime.errors import StoreError
 from outpost_runtime.update.delta_index import Delta, DeltaIndex
@@ -129,6 +129,30 @@ def plan_update(
         if plan.fits:
             return plan
     raise _too_large(plan)
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """Return what plans come to that are carried out one after the other; at least one."""
+
+    def total(figure: Callable[[Plan], int]) -> int:
+        return sum(map(figure, plans))
+
+    return replace(
+        plans[0],
+        names=tuple(name for plan in plans for name in plan.names),
+        steps=tuple(step for plan in plans for step in plan.steps),
+        total_blocks=total(lambda plan: plan.total_blocks),
+        total=total(lambda plan: plan.total),
+        here=total(lambda plan: plan.here),
+        fetched=total(lambda plan: plan.fetched),
+        whole=total(lambda plan: plan.whole),
+        collect_first=tuple(block for plan in plans for block in plan.collect_first),
+        collect_last=tuple(block for plan in plans for block in plan.collect_last),
+        discard=tuple(block for plan in plans for block in plan.discard),
+        freed_first=total(lambda plan: plan.freed_first),
+        peak=max(plan.peak for plan in plans),
+        growth=total(lambda plan: plan.growth),
+    )
 
 
 def collectable(present: Iterable[str], keep: Iterable[Release]) -> set[str]:

@@ -37,7 +37,7 @@ class Seen:
 
     def under(self, root: Root) -> "Seen":
         """Return what of it still counts: nothing, once root has dropped one of the keys."""
-        return self if self.keys <= _online_keys(root) else Seen()
+        return self if self.keys <= online_keys(root) else Seen()
 
     def raised_by(self, timestamp: Timestamp, root: Root) -> "Seen":
         """Return this with the evidence of a timestamp that was verified under a root."""
@@ -47,7 +47,7 @@ class Seen:
             timestamp=self.timestamp if stick else max(self.timestamp, timestamp.version),
             stick=max(self.stick, timestamp.version) if stick else self.stick,
             snapshot=max(self.snapshot, timestamp.snapshot_meta.version),
-            keys=_online_keys(root),
+            keys=online_keys(root),
         )
 
 
@@ -69,6 +69,7 @@ def check_fresh(signed: Signed, name: str, time: float) -> None:
         )
 
 
-def _online_keys(root: Root) -> frozenset[str]:
+def online_keys(root: Root) -> frozenset[str]:
+    """Return the ids of the keys that a root trusts for timestamp and snapshot."""
     roles = (root.roles["timestamp"], root.roles["snapshot"])
     return frozenset(keyid for role in roles for keyid in role.keyids if keyid in root.keys)

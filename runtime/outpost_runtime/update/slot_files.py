@@ -104,11 +104,20 @@ class SlotFiles:
             self._remove_journal()
 
     def history(self) -> list[dict[str, object]]:
-        """Return what was done, oldest first; damaged lines are left out."""
+        """Return what was done, oldest first; damaged lines are left out.
+
+        Raises:
+            StoreError: It may not be read.
+        """
         try:
             lines = _bounded(self._history, 2 * _MOST_HISTORY_BYTES).splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StoreError(
+                f"{self._history} cannot be read: {error.strerror or error}.",
+                hint="Run the command as the user whose store it is.",
+            ) from error
         return [found for line in lines if (found := _line(line)) is not None]
 
     def _carry_out(self, journal: Journal) -> None:

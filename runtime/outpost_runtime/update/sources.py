@@ -25,6 +25,11 @@ class Sources:
         place = self.fetchers.index(fetcher)
         return bool(self.failovers) and self.failovers[place].blame()
 
+    def take_back(self) -> None:
+        """Ask the sources again that were blamed, for other files, where no other is left."""
+        for failover in self.failovers:
+            failover.take_back()
+
 
 def open_sources(
     locations: Sequence[str],

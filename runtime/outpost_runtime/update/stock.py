@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from outpost_runtime.errors import BundleError, FetchError, NotFoundError, TrustError
+from outpost_runtime.errors import BundleError, FetchError, NotFoundError, StoreError, TrustError
 from outpost_runtime.store import SPARE_BYTES
 from outpost_runtime.update.box import Box
 from outpost_runtime.update.delta_index import DeltaIndex
@@ -18,8 +18,13 @@ from outpost_runtime.update.transfer import read_delta_index
 _LOG = logging.getLogger(__name__)
 
 
-def plan_for(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
+def plan_for(
+    box: Box, fetcher: Fetcher, releases: Sequence[Release], waiting: Sequence[Release] = ()
+) -> Plan:
     """Plan what releases take: from the source, of what is here, and of the disk.
+
+    Args:
+        waiting: Releases that come another time; what is here of them stays if there is room.
 
     Raises:
         StoreError: They do not fit.
@@ -34,13 +39,19 @@ def plan_for(box: Box, fetcher: Fetcher, releases: Sequence[Release]) -> Plan:
         named |= {delta.source for index in indexes for delta in index.deltas}
         blocks = {block: size for block, size in blocks.items() if block in named}
         kept = [*kept, *releases]
+    later = {block.id for release in waiting for block in release.blocks()}
+    later -= {block.id for release in releases for block in release.blocks()}
+    partials = box.store.blocks.partials()
     holdings = Holdings(
         blocks=blocks,
-        partials=box.store.blocks.partials(),
+        partials={block: size for block, size in partials.items() if block not in later},
         free=shutil.disk_usage(box.store.folder).free,
         spare=SPARE_BYTES,
     )
-    return plan_update(releases, indexes, holdings, kept)
+    try:
+        return plan_update(releases, indexes, holdings, [*kept, *waiting])
+    except StoreError:
+        return plan_update(releases, indexes, holdings, kept)
 
 
 def kept_releases(box: Box) -> tuple[list[Release], bool]:
@@ -72,6 +83,23 @@ def as_here(box: Box, slots: dict[str, Slot]) -> dict[str, Slot]:
         return slot
 
     return {name: seen(slot) for name, slot in slots.items()}
+
+
+def whole_release(box: Box, bundle: str) -> Release | None:
+    """Return the release under which a bundle is here, whole and with its key; reads all of it.
+
+    Published again, under a new content key say, the same bundle has other blocks: what is whole
+    here is not given up for them. None where it is not.
+    """
+    store = box.store
+    try:
+        release = store.releases.read(bundle)
+        box.keys.secret(release.key)
+    except (BundleError, NotFoundError):
+        return None
+    blocks = {block.id for block in release.blocks()}
+    is_whole = all(map(store.blocks.has, blocks)) and not store.blocks.damaged(blocks)
+    return release if is_whole else None
 
 
 def throw_away_damaged(box: Box, releases: Sequence[Release]) -> bool:

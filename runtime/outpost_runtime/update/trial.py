@@ -1,7 +1,8 @@
 """Candidates on trial: opened beside what is served, put through the gate, and served or refused.
 
 A base is tried together with its adapters: all of them pass or none. What a candidate is refused
-for is its own fault; what the box lacks (memory, a key, room on the disk) lets it wait.
+for is its own fault; what the box lacks (memory, a key, room on the disk) lets it wait. One that
+takes more memory than it may, where nobody can tell it from others, has three tries.
 """
 
 import logging
@@ -24,7 +25,13 @@ from outpost_runtime.opening import Model
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
 from outpost_runtime.update.activation import Change
-from outpost_runtime.update.gate import GateLimits, bytes_in_use, examine, examine_adapter
+from outpost_runtime.update.gate import (
+    GateLimits,
+    OverrunError,
+    bytes_in_use,
+    examine,
+    examine_adapter,
+)
 from outpost_runtime.update.slots import Behaviour, Candidate, Slot
 
 ITS_OWN_FAULT = (BundleError, ExecutionError, InvalidInputError, UnsupportedError)
@@ -91,6 +98,9 @@ class Trials:
         except ITS_OWN_FAULT as error:
             _LOG.error("the candidate of %s is refused: %s", shown, error)
             self._store.change(partial(self._refusing, chosen, error.message))
+        except OverrunError as error:
+            _LOG.error("the candidate of %s takes too much: %s", shown, error)
+            self._store.change(partial(self._postponing, chosen, error.message))
         except OutpostError as error:
             _LOG.warning("the candidate of %s has to wait: %s", shown, error)
         return ()
@@ -152,6 +162,17 @@ class Trials:
 
         self._store.change(decide)
         self._moved(tuple(chosen))
+
+    def _postponing(
+        self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]
+    ) -> Change | None:
+        first = next(iter(chosen))
+        if activation.times_postponed(first, self._store.history()) + 1 >= activation.MOST_TRIES:
+            return self._refusing(chosen, reason, slots)
+        slot = slots.get(first, Slot())
+        if slot.candidate != chosen[first].candidate:
+            return None
+        return activation.postpone(first, slot, reason, int(self._clock()))
 
     def _refusing(
         self, chosen: Mapping[str, Slot], reason: str, slots: dict[str, Slot]

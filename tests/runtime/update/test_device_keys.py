@@ -1,8 +1,10 @@
 import base64
+import errno
 import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 import outpost_runtime.update
 import pytest
@@ -15,6 +17,7 @@ from outpost_runtime.errors import (
     TrustError,
 )
 from outpost_runtime.update.content_keys import wrap_content_key
+from outpost_runtime.update.device import is_provisioned
 from outpost_runtime.update.device_identity import encode_identity, parse_identity
 from outpost_runtime.update.device_keys import SecretKeyStore, open_keys, provision_keys
 
@@ -194,3 +197,20 @@ def test_nobody_can_claim_a_box_with_a_signing_key_of_his_own():
     document = json.loads(encode_identity(box)) | {"signing_key": thief.signing_key.hex()}
     with pytest.raises(InvalidInputError, match="not the id of these keys"):
         parse_identity(json.dumps(document).encode())
+
+
+def test_a_keys_folder_of_another_user_is_named(tmp_path, monkeypatch):
+    provision_keys(tmp_path)
+    monkeypatch.setattr(Path, "exists", _denied)
+    with pytest.raises(StoreError, match=f"{tmp_path / 'keys'} cannot be read: Permission denied"):
+        open_keys(tmp_path)
+
+
+def test_a_store_of_another_user_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "exists", _denied)
+    with pytest.raises(StoreError, match="cannot be read: Permission denied"):
+        is_provisioned(tmp_path)
+
+
+def _denied(_):
+    raise PermissionError(errno.EACCES, "Permission denied")

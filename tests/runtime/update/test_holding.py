@@ -1,4 +1,4 @@
-from outpost_runtime.update.holding import held_back
+from outpost_runtime.update.holding import groups, held_back
 from outpost_runtime.update.release import Base, Release
 from outpost_runtime.update.slots import Slot
 
@@ -55,3 +55,10 @@ def test_what_waits_makes_others_wait():
 def test_an_adapter_of_the_old_base_waits_while_the_base_moves():
     releases = _release("base", _BASE2), _release("adapter", _ADAPTER2, base=_BASE)
     assert "base" in _held(*releases, slots=_HERE, bases=_HANGING)
+
+
+def test_a_base_comes_with_its_adapters_and_everything_else_alone():
+    adapter, other = (_release(name, _ADAPTER, base=_BASE) for name in ("adapter", "other"))
+    alone = _release("alone", _ADAPTER2, base=_BASE2)
+    releases = {r.name: r for r in (adapter, _release("base", _BASE), alone, other)}
+    assert groups(releases) == [("adapter", "base", "other"), ("alone",)]

@@ -413,6 +413,35 @@ def test_where_two_do_not_fit_the_old_one_goes_first_and_comes_back_if_the_new_o
         box.stop()
 
 
+@pytest.mark.incident("a bundle that takes too much memory", where="gate, over a restart")
+def test_a_candidate_that_takes_too_much_memory_is_tried_three_times_and_then_refused(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("outpost_runtime.update.gate._TOLERATED", -(1 << 50))
+    memory = int(1.5 * expected_bytes(read_bundle(CLASSIFIER), _SETTINGS))
+    box = _Box(tmp_path, CLASSIFIER, memory=memory)
+    try:
+        old, greedy = box.served(_MODEL), version_of(CLASSIFIER, tmp_path, "2")
+        wait_for_gate(box.store, greedy)
+        for _ in range(2):
+            box.keeper.round()
+            assert box.store.slot(_MODEL).candidate.bundle == greedy.digest
+            box.die()
+            box.start()
+        box.keeper.round()
+        slot = box.store.slot(_MODEL)
+        assert slot.candidate is None
+        assert "MiB" in slot.refusal(greedy.digest).reason
+        assert box.served(_MODEL) == slot.active == old
+        words = [word for _, word in history(box.store)]
+        assert words == ["added", "staged", "postponed", "postponed", "refused"]
+        wait_for_gate(box.store, version_of(CLASSIFIER, tmp_path, "3"), release=3)
+        box.keeper.round()
+        assert box.store.slot(_MODEL).candidate  # the next one has its own tries
+    finally:
+        box.stop()
+
+
 def test_while_a_model_is_opened_in_place_of_another_callers_are_told_to_come_back(box):
     """Or wait, where they can: see ``exchanged`` of the server."""
     opening, go_on = threading.Event(), threading.Event()

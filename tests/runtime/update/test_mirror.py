@@ -10,10 +10,23 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from outpost_runtime.bundle import read_bundle
 from outpost_runtime.cli.main import main
 from outpost_runtime.errors import FetchError, NotFoundError, StoreError
+from outpost_runtime.update.box import Provisioning, provision
+from outpost_runtime.update.content_keys import (
+    content_key_id,
+    encode_wrapped_key,
+    group_key_path,
+    public_bytes,
+    recipient_id,
+    wrap_content_key,
+    wrap_group_key,
+    wrapped_key_path,
+)
 from outpost_runtime.update.fetch import read_whole
 from outpost_runtime.update.fetch.http import HttpFetcher
 from outpost_runtime.update.fetch.meter import Patience
@@ -22,8 +35,14 @@ from outpost_runtime.update.mirror.cache import MirrorCache
 from outpost_runtime.update.mirror.ranges import selected
 from outpost_runtime.update.mirror.service import FRESH_SECONDS, MOST_DOWNLOADS
 from outpost_runtime.update.release import block_path
+from outpost_runtime.update.sources import Sources
+from outpost_runtime.update.sync import Wishes, sync
 
+from tests.support.fixtures import CLASSIFIER
+from tests.support.fleet import Fleet
 from tests.support.mirrors import running_mirror
+from tests.support.publisher import NOW
+from tests.support.sealed import KEY
 from tests.support.shipments import name_of
 from tests.support.small_disk import small_disk
 from tests.support.sources import MemoryFetcher, noise
@@ -51,6 +70,29 @@ class Upstream(MemoryFetcher):
 @pytest.fixture
 def upstream():
     return Upstream({BLOCK: DATA, TIMESTAMP: b"{}"}, piece=10_000)
+
+
+def test_a_box_of_a_group_gets_its_keys_through_a_mirror(tmp_path):
+    fleet = Fleet()
+    box = provision(
+        tmp_path / "store",
+        fleet.publisher.root_bytes,
+        Provisioning(model="press-terminal", sources=("http://mirror",)),
+    )
+    group = X25519PrivateKey.generate()
+    own = box.own.identity("press-terminal")
+    for path, wrapped in (
+        (group_key_path(own.recipient, 1), wrap_group_key(group, own.encryption_key)),
+        (
+            wrapped_key_path(content_key_id(KEY), recipient_id(public_bytes(group))),
+            wrap_content_key(KEY, public_bytes(group)),
+        ),
+    ):
+        fleet.publisher.files[path] = encode_wrapped_key(wrapped)
+    fleet.publish(read_bundle(CLASSIFIER))
+    with running_mirror([fleet.publisher.fetcher()], tmp_path / "mirror") as url:
+        sources = Sources(fetchers=(HttpFetcher(url),))
+        assert sync(box, sources, NOW, Wishes()).staged == ("tiny-classifier",)
 
 
 class Clock:

@@ -57,6 +57,14 @@ def test_older_releases_than_accepted_are_left_out_without_a_word():
     assert chosen.refused == ()
 
 
+def test_where_only_older_releases_are_offered_of_a_name_it_is_said():
+    chosen = choice({"models": _targets(_offer(3), _offer(1, name="bee"))}, {"press": HERE})
+    assert _found(chosen) == [("models", "bee", 1)]
+    (refused,) = chosen.refused
+    assert refused.what == "press"
+    assert "release 3 of 'press' is older than release 7" in refused.reason.message.lower()
+
+
 def test_a_name_belongs_to_the_family_that_the_box_had_it_from():
     signed = {"early": _targets(_offer(9), family="early"), "models": _targets(_offer(8))}
     chosen = choice(signed, {"press": HERE})
@@ -90,6 +98,8 @@ def test_a_name_is_free_when_its_family_is_withdrawn_and_its_counter_begins_anew
         lambda target: target.unrecognized_fields["custom"].update(surprise=1),
         lambda target: target.unrecognized_fields["custom"].update(name="../etc"),
         lambda target: target.unrecognized_fields["custom"].update(release=2),
+        lambda target: target.unrecognized_fields["custom"].update(minimum_runtime="9" * 5000),
+        lambda target: target.unrecognized_fields["custom"].update(minimum_runtime="1.x"),
         lambda target: target.hashes.update(sha256="../" * 21 + "x"),
         lambda target: target.hashes.pop("sha256"),
         lambda target: setattr(target, "length", MAX_RELEASE_BYTES + 1),

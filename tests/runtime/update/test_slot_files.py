@@ -1,14 +1,17 @@
 """Several slots move at once, or none, whenever the power goes or the disk is full."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from outpost_runtime.errors import StoreError
 from outpost_runtime.store import Store
 from outpost_runtime.update.activation import Change
+from outpost_runtime.update.slot_files import SlotFiles
 from outpost_runtime.update.slots import Event, Slot
 
 _A, _B = "a" * 64, "b" * 64
@@ -136,3 +139,12 @@ def test_history_is_bounded(store):
             file.write(b'{"number": 1, "what": "filler"}\n' * 40_000)
         store.change(lambda slots: _moved(sorted(slots), _B, "second"))
     assert (store.folder / "history.jsonl").stat().st_size < 200_000
+
+
+def test_a_history_of_another_user_is_named(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(StoreError, match=r"history\.jsonl cannot be read: Permission denied"):
+        SlotFiles(tmp_path).history()

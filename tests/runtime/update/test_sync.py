@@ -1,9 +1,13 @@
 """From signed offers to candidates, over sources that fail, lie and end in the middle."""
 
+import hashlib
+import itertools
 import shutil
+from functools import partial
 
 import pytest
 from outpost_runtime.bundle import read_bundle, verify
+from outpost_runtime.cli.main import main
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
@@ -14,7 +18,10 @@ from outpost_runtime.errors import (
 )
 from outpost_runtime.store import Store
 from outpost_runtime.update import activation
+from outpost_runtime.update import sources as sources_module
 from outpost_runtime.update.alone import pass_gates
+from outpost_runtime.update.box import open_box
+from outpost_runtime.update.content_keys import content_key_id
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.offer import Rollout
 from outpost_runtime.update.release import block_path
@@ -25,10 +32,12 @@ from outpost_runtime.update.sync import Wishes, repair, sync
 from tests.support.candidates import adapter_of, spoiled, version_of
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER
 from tests.support.fleet import Fleet
+from tests.support.power import cut_at, cuts_of
 from tests.support.publisher import NOW
 from tests.support.sealed import Blocks, released
 
 _NAME = "tiny-classifier"
+_OTHER_KEY = hashlib.sha256(b"a content key after a box was stolen").digest()
 
 
 @pytest.fixture
@@ -49,6 +58,17 @@ def _served(box, fleet, bundle, **changes):
     name = bundle.manifest.name
     assert box.store.slot(name).active == bundle.digest
     box.store.change(lambda slots: activation.commit(name, slots[name], "", 1))
+
+
+def _block_of(fleet, folder):
+    """The path and the bytes of a block that only this bundle has."""
+    *_, last = released(read_bundle(folder), Blocks()).blocks()
+    path = block_path(last.id)
+    return path, fleet.publisher.files[path]
+
+
+def _size(folder):
+    return sum({b.id: b.stored for b in released(read_bundle(folder), Blocks()).blocks()}.values())
 
 
 def test_a_first_bundle_is_fetched_staged_gated_and_served(fleet, box):
@@ -128,6 +148,58 @@ def test_an_update_that_is_cut_off_goes_on_from_there(fleet, box):
     assert outcome.staged == (_NAME,)
     assert 0 < outcome.plan.fetched < outcome.plan.total - 40_000
     assert came - first == outcome.plan.fetched
+
+
+@pytest.mark.slow
+@pytest.mark.incident("power cut", where="between any two changes of the disk by an update")
+def test_a_cut_anywhere_in_an_update_leaves_the_old_model_and_the_next_one_ends(fleet, tmp_path):
+    old, new = (version_of(CLASSIFIER, tmp_path, version) for version in "12")
+    whole = fleet.box(tmp_path / "whole")
+    _served(whole, fleet, old)
+    fleet.publish(new)
+    stores = (tmp_path / f"{number}" for number in itertools.count())
+    copy = partial(shutil.copytree, whole.store.folder)
+    total = cuts_of(lambda: fleet.update(open_box(copy(next(stores)))))
+    assert total > 50
+    for number in range(total):
+        box = open_box(copy(next(stores)))
+        assert cut_at(number, partial(fleet.update, box))
+        box = open_box(box.store.folder)
+        assert box.store.active(_NAME).digest == old.digest
+        verify(box.store.active(_NAME))
+        fleet.update(box)
+        assert box.store.slot(_NAME).candidate.bundle == new.digest
+        verify(box.store.bundle(new.digest))
+        verify(box.store.active(_NAME))
+        shutil.rmtree(box.store.folder)
+
+
+@pytest.mark.incident("a link that is cut", where="the served bundle comes under a new content key")
+def test_a_bundle_that_is_published_again_under_a_new_key_stays_as_it_is_here(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    _served(box, fleet, bundle)
+    blocks = box.store.blocks.ids()
+    fleet.publish(bundle, key=_OTHER_KEY)
+    fleet.grant(box, _OTHER_KEY)
+    outcome = fleet.update(box, should_stop=lambda: True)
+    assert outcome.plan.fetched == 0
+    pass_gates(box.store)
+    assert box.store.slot(_NAME).release == 2
+    assert box.store.blocks.ids() == blocks
+    verify(Store(box.store.folder).active(_NAME))
+
+
+def test_a_bundle_that_is_not_whole_here_comes_as_it_is_published_now(fleet, box):
+    bundle = read_bundle(CLASSIFIER)
+    _served(box, fleet, bundle)
+    block = next(box.store.releases.read(bundle.digest).blocks())
+    box.store.blocks.remove([block.id])
+    fleet.publish(bundle, key=_OTHER_KEY)
+    fleet.grant(box, _OTHER_KEY)
+    assert fleet.update(box).staged == (_NAME,)
+    pass_gates(box.store)
+    assert box.store.releases.read(bundle.digest).key == content_key_id(_OTHER_KEY)
+    verify(box.store.active(_NAME))
 
 
 @pytest.mark.incident("a block that is not what was signed", where="in the repository")
@@ -344,6 +416,69 @@ def test_a_mirror_that_lies_about_metadata_is_left_for_the_repository(fleet, box
     assert sync(box, sources, NOW, Wishes()).staged == (_NAME,)
 
 
+def _nothing(_):
+    return {}
+
+
+def _junk(folder):
+    def files(genuine):
+        return {
+            path: bytes(len(data)) if path.startswith(folder) else data
+            for path, data in genuine.items()
+        }
+
+    return files
+
+
+@pytest.mark.incident("a source that lies", where="anything of a mirror near by, before the blocks")
+@pytest.mark.parametrize("lie", [_nothing, _junk("metadata/"), _junk("targets/"), _junk("keys/")])
+def test_a_mirror_of_nothing_or_of_junk_is_left_for_the_repository(fleet, box, lie):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publish(read_bundle(DECODER))
+    mirror = fleet.publisher.fetcher(lie(fleet.publisher.frozen()))
+    failover = FailoverFetcher([mirror, fleet.publisher.fetcher()])
+    sources = Sources(fetchers=(failover,), failovers=(failover,))
+    assert set(sync(box, sources, NOW, Wishes()).staged) == {_NAME, "tiny-decoder"}
+
+
+@pytest.mark.incident("a source that lies", where="a mirror that has nothing hides a new root")
+def test_a_mirror_of_nothing_hides_no_new_root(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publisher.rotate("timestamp", "snapshot")
+    failover = FailoverFetcher([fleet.publisher.fetcher({}), fleet.publisher.fetcher()])
+    sources = Sources(fetchers=(failover,), failovers=(failover,))
+    assert sync(box, sources, NOW, Wishes()).staged == (_NAME,)
+
+
+def test_a_release_that_no_source_has_right_costs_no_other_name_its_sources(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    wrong = fleet.publish(read_bundle(DECODER)).stored_path
+    fleet.publisher.files[wrong] = bytes(len(fleet.publisher.files[wrong]))
+    failover = FailoverFetcher([fleet.publisher.fetcher(), fleet.publisher.fetcher()])
+    outcome = sync(box, Sources(fetchers=(failover,), failovers=(failover,)), NOW, Wishes())
+    assert outcome.staged == (_NAME,)
+    assert "tiny-decoder" in outcome.reasons
+
+
+@pytest.mark.parametrize(("more", "asked"), [([], ("http://mirror",)), (["--repo", "here"], ())])
+def test_the_command_asks_mirrors_near_by_where_its_configuration_says_so(
+    box, tmp_path, monkeypatch, more, asked
+):
+    opened = []
+
+    def open_sources(_, policy, mirrors=()):
+        opened.append((policy.mirrors, mirrors))
+        raise FetchError("This is as far as the test goes.")
+
+    monkeypatch.setattr(sources_module, "mirrors_near_by", lambda: ("http://mirror",))
+    monkeypatch.setattr(sources_module, "open_sources", open_sources)
+    config = tmp_path / "outpost.toml"
+    config.write_text("[update]\nmirrors = true\n")
+    words = ["sync", "--store", str(box.store.folder), "--config", str(config)]
+    assert main([*words, *more]) == 1
+    assert opened == [(True, asked)]
+
+
 # What a review found.
 
 
@@ -354,6 +489,55 @@ def test_one_name_that_cannot_come_holds_back_no_other(fleet, box):
     outcome = fleet.update(box)
     assert outcome.staged == (_NAME,)
     assert "tiny-decoder" in outcome.reasons
+
+
+@pytest.mark.incident("a block that is missing", where="in the repository, of one model of two")
+def test_a_block_that_one_name_lacks_holds_back_no_other(fleet, box):
+    fleet.publish(read_bundle(CLASSIFIER))
+    fleet.publish(read_bundle(DECODER))
+    path, data = _block_of(fleet, DECODER)
+    del fleet.publisher.files[path]
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert path[-12:] in outcome.reasons["tiny-decoder"]
+    fleet.publisher.files[path] = data
+    outcome = fleet.update(box)
+    assert outcome.staged == ("tiny-decoder",)
+    assert outcome.plan.fetched <= 3 * (1 << 14) + len(data)  # what came before has stayed
+
+
+@pytest.mark.incident("a block that is not what was signed", where="in the only source, one of two")
+def test_a_block_that_is_wrong_in_the_only_source_holds_back_no_other_name(fleet, box):
+    fleet.publish(read_bundle(DECODER))
+    fleet.publish(read_bundle(CLASSIFIER))
+    path, data = _block_of(fleet, DECODER)
+    fleet.publisher.files[path] = bytes(len(data))
+    failover = FailoverFetcher([fleet.publisher.fetcher()])
+    outcome = sync(box, Sources(fetchers=(failover,), failovers=(failover,)), NOW, Wishes())
+    assert outcome.staged == (_NAME,)
+    assert "wrong bytes" in outcome.reasons["tiny-decoder"]
+
+
+def test_what_costs_too_much_on_a_metered_link_holds_back_no_small_update(fleet, box):
+    fleet.publish(read_bundle(DECODER))
+    fleet.publish(read_bundle(CLASSIFIER))
+    small = fleet.update(box, dry_run=True).plan.fetched - _size(DECODER)
+    outcome = fleet.update(box, most_bytes=small)
+    assert outcome.staged == (_NAME,)
+    assert "metered" in outcome.reasons["tiny-decoder"]
+    assert outcome.plan.fetched <= small
+
+
+def test_a_base_and_its_adapter_stay_together_where_another_name_fails(fleet, box, tmp_path):
+    base = version_of(DECODER, tmp_path, "2")
+    adapter = adapter_of(ADAPTERS[0], base, tmp_path, "2")
+    for bundle in (base, adapter, read_bundle(CLASSIFIER)):
+        fleet.publish(bundle)
+    path, _ = _block_of(fleet, adapter.folder)
+    del fleet.publisher.files[path]
+    outcome = fleet.update(box)
+    assert outcome.staged == (_NAME,)
+    assert outcome.reasons.keys() == {"tiny-decoder", ADAPTERS[0].name}
 
 
 def test_a_damaged_release_on_the_disk_comes_again(fleet, box):

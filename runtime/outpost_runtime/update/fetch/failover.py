@@ -6,7 +6,8 @@ Rules:
    was reached.
 2. A source without a file does not fail. The next is asked; but of metadata the first answer
    counts, or every poll for a root that is not there yet would ask all of them. Whoever hides
-   a root this way is found out by the signatures, and put aside with :meth:`FailoverFetcher.blame`.
+   a root this way is found out by the signatures, or has no timestamp, and is put aside with
+   :meth:`FailoverFetcher.blame`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,10 @@ class FailoverFetcher:
 
     def __init__(self, sources: Sequence[Fetcher]) -> None:
         assert sources  # noqa: S101 - our own rule
+        self._all = tuple(sources)
         self._sources = list(sources)
         self._last = self._sources[0]
+        self._blamed: list[Fetcher] = []
 
     @property
     def label(self) -> str:
@@ -58,8 +61,16 @@ class FailoverFetcher:
         Returns:
             Whether another source is left.
         """
+        self._blamed.append(self._last)
         self._put_aside(self._last)
         return bool(self._sources)
+
+    def take_back(self) -> None:
+        """Ask those that were blamed again, for other files, where no source is left."""
+        if self._blamed and not self._sources:
+            self._sources = [source for source in self._all if source in self._blamed]
+            self._last = self._sources[0]
+            self._blamed.clear()
 
     def _put_aside(self, source: Fetcher) -> None:
         if source in self._sources:

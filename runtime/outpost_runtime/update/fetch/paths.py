@@ -7,6 +7,7 @@
     blocks/<2 digits>/<sha256>
     deltas/<sha256>.json
     keys/<key>/<recipient>.json
+    keys/groups/<recipient>/<number>.json
 """
 
 import re
@@ -47,7 +48,7 @@ _SHAPES = {
     Kind.TARGET: re.compile(rf"targets/{_NAME}/{_DIGEST}\.{_NAME}\.json"),
     Kind.BLOCK: re.compile(r"blocks/(?P<folder>[0-9a-f]{2})/(?P<digest>(?P=folder)[0-9a-f]{62})"),
     Kind.DELTA_INDEX: re.compile(rf"deltas/{_DIGEST}\.json"),
-    Kind.KEY: re.compile(rf"keys/[0-9a-f]{{64}}/{_NAME}\.json"),
+    Kind.KEY: re.compile(rf"keys/([0-9a-f]{{64}}|groups/[0-9a-f]{{64}})/{_NAME}\.json"),
 }
 
 

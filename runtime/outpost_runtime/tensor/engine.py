@@ -146,7 +146,8 @@ class TensorEngine:
 
         Returns:
             A future of the outputs by name; it raises what :meth:`Session.run` raises,
-            DeadlineError, or UnavailableError when the engine is closed before its run.
+            DeadlineError, BusyError when a batch request has lost its place to an interactive one,
+            or UnavailableError when the engine is closed before its run.
 
         Raises:
             InvalidInputError: The feeds do not match the model's inputs, or are too large.
@@ -158,9 +159,11 @@ class TensorEngine:
             if self._closing:
                 raise _closed()
             try:
-                self._batcher.submit(job)
+                displaced = self._batcher.submit(job)
             except BusyError as error:
                 raise self._busy(error) from None
+            if displaced is not None:
+                self._refuse(displaced, job.since)
             self._work_ahead += job.size
             job.work = self._work_ahead
             self._seat.begin(priority)
@@ -287,13 +290,22 @@ class TensorEngine:
         return run.priority is Priority.BATCH and self._seat.holds(now)
 
     def _expire(self, now: float) -> None:
-        late = [j for j in self._batcher.waiting() if j.deadline is not None and now > j.deadline]
+        late = [job for job in self._batcher.waiting() if job.is_late(now)]
         self._batcher.withdraw(late)
         for job in late:
-            error = DeadlineError("The deadline passed before the model could run.")
-            self.statistics.failed(now - job.since, error)
+            self._refuse(job, now)
+
+    def _refuse(self, job: Job, now: float) -> None:
+        """Fail one that has left the queue: it is too late, or has lost its place."""
+        if job.is_late(now):
+            error: OutpostError = DeadlineError("The deadline passed before the model could run.")
             self._waited(job, now)
-            _fail(job, error)
+        else:
+            error = self._busy(
+                BusyError("An interactive request has taken this batch request's place.")
+            )
+        self.statistics.failed(now - job.since, error)
+        _fail(job, error)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         began = time.monotonic()

@@ -1,7 +1,10 @@
 """What a text model's clients can ask for, from outside: a real server, real gRPC clients."""
 
+import http.client
 import json
 import threading
+import time
+from contextlib import closing
 
 import grpc
 import pytest
@@ -150,6 +153,33 @@ def test_a_form_that_cannot_be_compiled_is_refused_with_its_place(text, kind, wr
     error = _refused(text.Generate, request)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert place in error.details()
+
+
+@pytest.mark.incident("hostile input", where="JSON schemas that take the compiler all its time")
+def test_what_is_compiled_for_long_keeps_neither_known_forms_nor_deadlines(text, server):
+    known = _request()
+    known.constraint.regex = "E-[1-3]{4}"
+    _answer(text, known)
+    hostile = []
+    for number in (99999989, 99999971):
+        request = _request()
+        request.constraint.json_schema = json.dumps({"multipleOf": number})
+        hostile.append(text.Generate(request))
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert _answer(text, known)[1].startswith("E-")
+    answer = time.monotonic() - began
+    parameters = {"timeout": 500_000, "regex": "new"}
+    with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
+        body = json.dumps({"text_input": "Hello", "parameters": parameters})
+        connection.request("POST", f"/v2/models/{MODEL}/generate", body)
+        refused = connection.getresponse()
+    waited = time.monotonic() - began - answer
+    assert hostile[0].is_active()
+    assert refused.status == 504
+    assert max(answer, waited) < 3
+    for call in hostile:
+        call.cancel()
 
 
 def test_ten_times_too_many_are_refused_with_a_time_to_come_back(text):

@@ -241,8 +241,9 @@ class Models(ModelTable):
     def _load(self, name: str) -> None:
         bundle = self._store.active(name)
         if isinstance(bundle.manifest.interface, AdapterInterface):
-            verify(bundle)
-            self._load_adapter(bundle, bundle.manifest.interface)
+            if not any(model.adapters.holds(bundle) for model in self.texts()):
+                verify(bundle)
+                self._load_adapter(bundle, bundle.manifest.interface)
             return
         before = self._served.get(name)
         if before is not None and before.model.bundle.digest == bundle.digest:

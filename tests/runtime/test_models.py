@@ -159,6 +159,17 @@ def test_an_adapter_is_unloaded_and_loaded_like_a_model(models):
         models.load("tiny-adapter-one")
 
 
+def test_an_adapter_that_is_loaded_already_takes_no_second_place(store):
+    text = TextLimits(memory_bytes=8 << 20, adapters=2)
+    models = Models(store, lambda _: ModelSettings(threads=1, text=text))
+    models.load_all()
+    loaded = models.text("tiny-adapter-one", "")[1]
+    models.load("tiny-adapter-one")
+    assert models.text("tiny-adapter-one", "")[1] is loaded
+    assert models.complete
+    models.close()
+
+
 def _budget_for(*bundles):
     return MemoryBudget(sum(expected_bytes(read_bundle(b), _SETTINGS) for b in bundles))
 

@@ -14,6 +14,7 @@ from inference import model_config_pb2
 from outpost_runtime import __version__
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import (
+    BusyError,
     ExecutionError,
     InvalidInputError,
     NotFoundError,
@@ -82,14 +83,14 @@ class Inference:
         )
 
     def is_model_ready(self, name: str, version: str) -> bool:
-        """Whether a model is served; one that is not known is not, which is no error.
+        """Whether a model is served; one that is not known, or being opened, is not: no error.
 
         Raises:
             InvalidInputError: The version is none.
         """
         try:
             self.model(name, version)
-        except NotFoundError:
+        except (NotFoundError, BusyError):
             return False
         return True
 

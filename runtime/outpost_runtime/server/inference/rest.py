@@ -98,7 +98,7 @@ class InferenceRoutes:
         def decode() -> InferRequest:
             return json_form.decode(body, length, model=model, version=version, regions=regions)
 
-        asked = await aside_if_large(len(body), decode)
+        asked = await aside_if_large(json_form.size_of(body), decode)
         response = await self._inference.infer(asked, None)
         return await aside_if_large(response.weight, lambda: _answer(response, asked))
 

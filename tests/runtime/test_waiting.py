@@ -88,6 +88,19 @@ def test_whoever_stops_waiting_for_a_future_cancels_it():
     assert asyncio.run(main())
 
 
+def test_a_deadline_ends_the_waiting_and_cancels_what_was_waited_for():
+    async def main():
+        future, crossing = Future(), Crossing(asyncio.get_running_loop())
+        with pytest.raises(DeadlineError):
+            await result_of(future, crossing, time.monotonic() + 0.05)
+        in_time = Future()
+        threading.Timer(0.05, in_time.set_result, [7]).start()
+        assert await result_of(in_time, crossing, time.monotonic() + 20) == 7
+        return future.cancelled()
+
+    assert asyncio.run(main())
+
+
 def test_a_workshop_refuses_what_finds_no_place_and_keeps_deadlines():
     go = threading.Event()
 

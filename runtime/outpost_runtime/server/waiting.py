@@ -100,17 +100,27 @@ class Workshop:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-async def result_of(future: "Future[T]", crossing: Crossing) -> T:
+async def result_of(future: "Future[T]", crossing: Crossing, deadline: float | None = None) -> T:
     """Return what a future of another thread gets; who stops waiting cancels it.
 
     Half of what ``asyncio.wrap_future`` takes, which chains two futures both ways.
+
+    Args:
+        deadline: Of ``time.monotonic``, which is the loop's clock.
+
+    Raises:
+        DeadlineError: It has passed.
     """
     if future.done():
         return future.result()
     done = asyncio.Event()
     future.add_done_callback(lambda _: crossing.call(done.set))
     try:
-        await done.wait()
+        async with asyncio.timeout_at(deadline):
+            await done.wait()
+    except TimeoutError:
+        raise DeadlineError("The deadline passed before the model had an answer.") from None
+    else:
         return future.result()
     finally:
         future.cancel()

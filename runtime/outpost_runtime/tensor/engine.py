@@ -141,7 +141,8 @@ class TensorEngine:
         """Queue a request; cancelling the future before its run leaves it out.
 
         Args:
-            deadline: Of ``time.monotonic``, after which nobody waits for the answer.
+            deadline: Of ``time.monotonic``, after which nobody waits for the answer: who has
+                waited so long cancels the future, and a run that ends later counts as failed.
             sequence: For models with a state, which need one; others do not look at it.
 
         Returns:
@@ -253,6 +254,7 @@ class TensorEngine:
         with self._changed:
             if job.future.cancelled():
                 self._batcher.withdraw([job])
+                self._count_if_late(job, time.monotonic())
             self._work_ahead -= job.size
             self._seat.end(job.priority)
             self._tell_waiting()
@@ -297,15 +299,20 @@ class TensorEngine:
 
     def _refuse(self, job: Job, now: float) -> None:
         """Fail one that has left the queue: it is too late, or has lost its place."""
-        if job.is_late(now):
-            error: OutpostError = DeadlineError("The deadline passed before the model could run.")
-            self._waited(job, now)
-        else:
-            error = self._busy(
-                BusyError("An interactive request has taken this batch request's place.")
-            )
+        if self._count_if_late(job, now):
+            _fail(job, _late())
+            return
+        error = self._busy(
+            BusyError("An interactive request has taken this batch request's place.")
+        )
         self.statistics.failed(now - job.since, error)
         _fail(job, error)
+
+    def _count_if_late(self, job: Job, now: float) -> bool:
+        if job.is_late(now):
+            self.statistics.failed(now - job.since, _late())
+            self._waited(job, now)
+        return job.is_late(now)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         began = time.monotonic()
@@ -325,10 +332,11 @@ class TensorEngine:
         self._run_seconds += _WEIGHT * (now - began - self._run_seconds)
         self.statistics.ran(sum(job.rows for job in jobs), times)
         for job, part in zip(jobs, outputs, strict=True):
-            self.statistics.succeeded(
-                job.rows, total=now - job.since, queue=began - job.since, times=times
-            )
-            self._waited(job, now)
+            if not self._count_if_late(job, now):
+                self.statistics.succeeded(
+                    job.rows, total=now - job.since, queue=began - job.since, times=times
+                )
+                self._waited(job, now)
             job.future.set_result(part)
 
     def _waited(self, job: Job, now: float) -> None:
@@ -372,6 +380,10 @@ def _per_token(specs: Sequence[TensorSpec]) -> frozenset[str]:
 def _fail(job: Job, error: OutpostError) -> None:
     if job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)
+
+
+def _late() -> DeadlineError:
+    return DeadlineError("The deadline passed before the model could run.")
 
 
 def _closed() -> UnavailableError:

@@ -173,6 +173,25 @@ def test_a_request_past_its_deadline_is_not_run():
     assert session.runs == 1
 
 
+def test_who_stops_waiting_at_a_deadline_counts_as_failed():
+    session = Doubling()
+    session.go.clear()
+    engine = _engine(session, max_batch=1, queue=1)
+    soon = time.monotonic() + 0.1
+    running = engine.submit(_feeds(), deadline=soon)
+    assert session.entered.wait(20)
+    waiting = engine.submit(_feeds(), deadline=soon)
+    time.sleep(0.15)
+    waiting.cancel()
+    assert engine.busy == 1  # its place is free
+    session.go.set()
+    running.result(20)
+    engine.close()
+    counted = engine.statistics.snapshot()
+    assert (counted.success.count, counted.fail.count, counted.blameless) == (0, 2, 2)
+    assert session.runs == 1
+
+
 def test_in_a_full_queue_the_late_and_the_youngest_batch_work_make_room():
     session = Doubling()
     session.go.clear()

@@ -212,13 +212,14 @@ class Inference:
             )
         check_reserved(request.parameters)
         wanted = self._wanted(request, model)  # refuse before anything runs
+        deadline = deadline_of(request.parameters, time.monotonic(), seconds_left)
         future = model.engine.submit(
             request.feeds,
             priority=priority_of(request.parameters),
-            deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
+            deadline=deadline,
             sequence=sequence_of(request.parameters),
         )
-        outputs = await result_of(future, self._crossing)
+        outputs = await result_of(future, self._crossing, deadline)
         weight = sum(map(weight_of, outputs.values()))
         tensors = await aside_if_large(
             weight, lambda: tuple(self._output(model, outputs, each) for each in wanted)

@@ -44,6 +44,7 @@ class Sequence:
         priority: The request's, until it has waited too long.
         token_ids: Prompt and answer so far.
         stored: Leading tokens of ``token_ids`` whose keys and values its row holds.
+        reached: The most that it had stored before it was sent back into the queue.
         row: Its row, while it has one.
         root: What computes it: its prefixes are found by no other.
     """
@@ -54,6 +55,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     priority: Priority = field(init=False)
     stored: int = 0
+    reached: int = 0
     row: int | None = None
 
     def __post_init__(self) -> None:
@@ -251,6 +253,7 @@ class Scheduler:
         return sequence.priority, pieces, sequence.since
 
     def _send_back(self, sequence: Sequence) -> None:
+        sequence.reached = max(sequence.reached, sequence.stored)
         sequence.row, sequence.stored = None, 0
         self._waiting.appendleft(sequence)
 

@@ -7,7 +7,7 @@ cancelled or past its deadline, leaves the queue.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -84,6 +84,8 @@ class TensorEngine:
     Attributes:
         inputs: What a request brings.
         outputs: What a request gets.
+        admit: Is told how many numbers the inputs of a request's run may have, before it is queued,
+            and refuses by an error; None admits all.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class TensorEngine:
         self.outputs = tuple(spec for spec in session.outputs if spec.name not in hidden)
         self._seat = (precedence or Precedence()).seat()
         self._per_token = _per_token(session.outputs) if shape.padded else frozenset()
+        self.admit: Callable[[int], None] | None = None
         self._run_seconds = 0.01
         self._running = 0
         self._work_ahead = 0
@@ -151,7 +154,8 @@ class TensorEngine:
             or UnavailableError when the engine is closed before its run.
 
         Raises:
-            InvalidInputError: The feeds do not match the model's inputs, or are too large.
+            InvalidInputError: The feeds do not match the model's inputs, or are too large: for its
+                limits, or for the memory that its run would take.
             BusyError: Too many requests are waiting; it says when to try again.
             UnavailableError: The engine is closed.
         """
@@ -159,6 +163,8 @@ class TensorEngine:
         with self._changed:
             if self._closing:
                 raise _closed()
+            if self.admit is not None:
+                self.admit(job.size // job.rows * max(self.shape.max_batch, 1))
             try:
                 displaced = self._batcher.submit(job)
             except BusyError as error:

@@ -203,6 +203,17 @@ def test_a_fault_of_our_own_ends_one_answer_and_tells_the_client_nothing_of_it(c
     engine.close()
 
 
+@pytest.mark.incident("memory that runs out", where="a step of the text engine")
+@pytest.mark.parametrize("run", [1, 2])  # the reading of the prompt, a token
+def test_a_step_without_memory_ends_one_answer_and_leaves_the_engine_healthy(run):
+    engine = new_engine(toy.ToySession(break_at_run=run, fault=MemoryError), rows=2)
+    events = events_of(engine, new_request())
+    assert isinstance(events[-1].error, ExecutionError)
+    assert len(events) == run
+    assert token_ids(events_of(engine, new_request(max_new_tokens=4))) == continuation([5, 6, 7], 4)
+    engine.close()
+
+
 def test_closing_fails_what_runs_and_what_waits():
     engine = new_engine()
     events = queue.SimpleQueue()

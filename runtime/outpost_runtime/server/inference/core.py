@@ -45,6 +45,11 @@ from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
 
+NO_CUDA = "This server shares no CUDA memory; use system shared memory."
+NO_TRACES = "This server has no trace settings; see its metrics."
+NO_LOG_SETTINGS = "This server's log cannot be set by clients."
+"""What parts of the protocol that are not here answer, over gRPC and HTTP."""
+
 _CHANGES = 4
 
 T = TypeVar("T")

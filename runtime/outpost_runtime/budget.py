@@ -28,7 +28,7 @@ _SESSION_BYTES = 16 << 20
 _PROCESS_BYTES = 25 << 20
 """What a process has of its own before it opens anything: Python, numpy and ONNX Runtime."""
 
-_RUN_BYTES = 32 << 20
+RUN_BYTES = 32 << 20
 """Set apart for intermediate results at least, and for a run that has not been measured."""
 
 _TOKENIZER_FACTOR = 3
@@ -44,7 +44,7 @@ _SHARE = 0.8
 
 
 class MemoryBudget:
-    """Bytes promised to models by name.
+    """Bytes promised to models by name; safe to use from several threads.
 
     Args:
         total: Bytes; None is a share of what this machine has available now.
@@ -54,12 +54,14 @@ class MemoryBudget:
         self.total = int(available_bytes() * _SHARE) if total is None else total
         if self.total < 1:
             raise ConfigurationError("Models need some memory: allow them more with --memory.")
+        self._lock = threading.RLock()
         self._promised: dict[str, int] = {}
 
     @property
     def free(self) -> int:
         """Bytes that are promised to nobody."""
-        return self.total - sum(self._promised.values())
+        with self._lock:
+            return self.total - sum(self._promised.values())
 
     def promise(self, name: str, needed: int) -> None:
         """Set memory apart for a model, in addition to what it may have already.
@@ -67,21 +69,23 @@ class MemoryBudget:
         Raises:
             BusyError: There is not so much left.
         """
-        if needed > self.free:
-            raise BusyError(
-                f"'{name}' is expected to need {needed >> 20} MiB; of the {self.total >> 20} MiB "
-                f"for models, {max(self.free, 0) >> 20} MiB are left.",
-                hint="Unload another model, or allow more with --memory.",
-            )
-        self._promised[name] = self._promised.get(name, 0) + needed
+        with self._lock:
+            if needed > self.free:
+                raise BusyError(
+                    f"'{name}' is expected to need {needed >> 20} MiB; of the "
+                    f"{self.total >> 20} MiB for models, {max(self.free, 0) >> 20} MiB are left.",
+                    hint="Unload another model, or allow more with --memory.",
+                )
+            self._promised[name] = self._promised.get(name, 0) + needed
 
     def release(self, name: str, needed: int | None = None) -> None:
         """Give back what was set apart for a model: all of it, or ``needed`` bytes."""
-        rest = 0 if needed is None else self._promised.get(name, 0) - needed
-        if rest > 0:
-            self._promised[name] = rest
-        else:
-            self._promised.pop(name, None)
+        with self._lock:
+            rest = 0 if needed is None else self._promised.get(name, 0) - needed
+            if rest > 0:
+                self._promised[name] = rest
+            else:
+                self._promised.pop(name, None)
 
 
 def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) -> int:
@@ -94,12 +98,12 @@ def expected_bytes(bundle: Bundle, settings: ModelSettings, run_bytes: int = 0) 
     needed = _graph_bytes(bundle, settings)
     if isinstance(interface, TextInterface):
         tokenizer = files[interface.tokenizer].size * (_TOKENIZER_FACTOR + _FORMS_FACTOR)
-        return needed + _RUN_BYTES + _key_value_bytes(bundle, settings) + tokenizer
+        return needed + RUN_BYTES + _key_value_bytes(bundle, settings) + tokenizer
     if settings.apart:
         needed *= settings.tensor.concurrency
     if isinstance(interface, EmbeddingInterface):
         needed += files[interface.tokenizer].size * _TOKENIZER_FACTOR
-    return needed + max(run_bytes, _RUN_BYTES) * settings.tensor.concurrency
+    return needed + max(run_bytes, RUN_BYTES) * settings.tensor.concurrency
 
 
 def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
@@ -109,7 +113,7 @@ def adapter_graph_bytes(base: Bundle, settings: ModelSettings) -> int:
 
 def trial_bytes(base: Bundle, settings: ModelSettings) -> int:
     """Return what a base takes that is opened to try one adapter: for one sequence."""
-    return _graph_bytes(base, settings) + _RUN_BYTES + _sequence_bytes(base)
+    return _graph_bytes(base, settings) + RUN_BYTES + _sequence_bytes(base)
 
 
 def _sequence_bytes(bundle: Bundle) -> int:

@@ -7,6 +7,7 @@ that only has it measured again.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from outpost_runtime.bundle import write_durably
 from outpost_runtime.documents import canonical_json, parse_json_object
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.interface import EmbeddingInterface, TensorInterface
-from outpost_runtime.tensors import Array
+from outpost_runtime.tensors import Array, TensorSpec
 
 _MEASURED_ROWS = 4
 """Intermediate results grow with the rows (MiniLM: 14.1 MB each, 4 to 32 of them, within 1 %)."""
@@ -69,7 +70,8 @@ def measure_run(
 ) -> int:
     """Return the bytes that the largest run that clients may ask for takes.
 
-    Where the interface sets no limit, as for the sizes of pictures, it is a run of ``feeds``.
+    Where the interface sets no limit, as for the sizes of pictures, it is a run of ``feeds``; what
+    larger ones take is counted up from it: see :func:`measured_numbers`.
 
     Args:
         feeds: Golden inputs; nothing must have been run before.
@@ -84,6 +86,27 @@ def measure_run(
     return taken * interface.max_batch // rows if rows else taken
 
 
+def measured_numbers(interface: TensorInterface, feeds: Mapping[str, Array]) -> int:
+    """Return how many numbers clients send for the run whose bytes :func:`measure_run` tells."""
+    kept = {state.input for state in interface.states}
+    shapes = [
+        _enlarged_shape(spec, feeds[spec.name], interface, interface.max_batch)
+        for spec in interface.inputs
+        if spec.name not in kept
+    ]
+    return sum(map(math.prod, shapes))
+
+
+def has_open_sizes(interface: TensorInterface) -> bool:
+    """Whether clients choose sizes that the interface does not limit."""
+    limits = (interface.max_batch, interface.max_sequence)
+    return any(
+        size is None and not (axis < len(limits) and limits[axis])
+        for spec in interface.inputs
+        for axis, size in enumerate(spec.shape)
+    )
+
+
 def resident_bytes(process_id: int) -> int:
     """Return what a process has in memory, see proc_pid_statm(5)."""
     pages = Path(f"/proc/{process_id}/statm").read_text("ascii").split()[1]
@@ -94,14 +117,24 @@ def _enlarged(
     feeds: Mapping[str, Array], interface: EmbeddingInterface | TensorInterface, rows: int
 ) -> dict[str, Array]:
     """Return feeds of more rows, and as long as they may be: by repetition, of known values."""
+    return {
+        spec.name: np.resize(
+            feeds[spec.name], _enlarged_shape(spec, feeds[spec.name], interface, rows)
+        )
+        for spec in interface.inputs
+    }
+
+
+def _enlarged_shape(
+    spec: TensorSpec, array: Array, interface: EmbeddingInterface | TensorInterface, rows: int
+) -> tuple[int, ...]:
+    if not rows:  # the dimensions have other meanings
+        return array.shape
+    shape = [rows, *array.shape[1:]]
     if isinstance(interface, EmbeddingInterface):
         length: int | None = interface.max_tokens
     else:
         length = interface.max_sequence
-    enlarged = {}
-    for spec in interface.inputs:
-        shape = [rows, *feeds[spec.name].shape[1:]]
-        if length is not None and spec.shape[1:2] == (None,):
-            shape[1] = length
-        enlarged[spec.name] = np.resize(feeds[spec.name], shape)
-    return enlarged
+    if length is not None and spec.shape[1:2] == (None,):
+        shape[1] = length
+    return tuple(shape)

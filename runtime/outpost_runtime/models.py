@@ -7,6 +7,9 @@ looks a model up meanwhile waits for nothing. Rules:
 2. A model that is replaced or unloaded answers what it has begun, for some time.
 3. Where the memory does not suffice, idle models are unloaded first, if the policy says so,
    those that have been idle longest first; else the load is refused.
+4. Where clients choose sizes that no interface limits, what a run takes is counted up from what was
+   measured. What goes beyond the memory set apart is set apart, too, for as long as the model is
+   there, since its provider keeps it; a request for which there is not enough is refused.
 """
 
 import logging
@@ -16,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from outpost_runtime.budget import (
+    RUN_BYTES,
     MemoryBudget,
     adapter_graph_bytes,
     expected_bytes,
@@ -25,17 +29,19 @@ from outpost_runtime.bundle import Bundle, verify
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
+    InvalidInputError,
     NotFoundError,
     OutpostError,
     UnavailableError,
     UnsupportedError,
 )
-from outpost_runtime.footprint import Footprints
+from outpost_runtime.footprint import Footprints, has_open_sizes
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.model_table import UNLOADED, ModelTable, Served, State
 from outpost_runtime.opening import Model, ModelSettings, open_model
 from outpost_runtime.priority import Precedence
 from outpost_runtime.store import Store
+from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.text.model import TextModel
 
 DRAIN_SECONDS = 30.0
@@ -245,8 +251,9 @@ class Models(ModelTable):
     def _load(self, name: str) -> None:
         bundle = self._store.active(name)
         if isinstance(bundle.manifest.interface, AdapterInterface):
-            verify(bundle)
-            self._load_adapter(bundle, bundle.manifest.interface)
+            if not any(model.adapters.holds(bundle) for model in self.texts()):
+                verify(bundle)
+                self._load_adapter(bundle, bundle.manifest.interface)
             return
         before = self._served.get(name)
         if before is not None and before.model.bundle.digest == bundle.digest:
@@ -286,7 +293,7 @@ class Models(ModelTable):
                 self._restore(name, before.model.bundle, before.bytes, hanging)
             raise
         still = self._served.get(name)
-        self._served[name] = Served(model=model, bytes=needed)
+        self._serve(name, Served(model=model, bytes=needed))
         if before is not None and still is before:
             self._mark_adapters(before.model)
             self._retire(name, before)
@@ -331,7 +338,7 @@ class Models(ModelTable):
         try:
             self._budget.promise(name, needed)
             model = open_model(bundle, self.settings(name), self._precedence)
-            self._served[name] = Served(model=model, bytes=needed)
+            self._serve(name, Served(model=model, bytes=needed))
             self._states[name] = State.READY, ""
             for adapter in adapters:
                 _load_adapter_into(model, adapter)
@@ -341,6 +348,39 @@ class Models(ModelTable):
             if name not in self._served:
                 self._budget.release(name)
                 self._states[name] = State.UNAVAILABLE, str(error)
+
+    def _serve(self, name: str, served: Served) -> None:
+        model = served.model
+        run_bytes = self._footprints.find(model.bundle.digest)
+        if run_bytes and isinstance(model, TensorModel) and has_open_sizes(model.interface):
+            model.engine.admit = self._admission(name, served, model, run_bytes)
+        self._served[name] = served
+
+    def _admission(
+        self, name: str, served: Served, model: TensorModel, run_bytes: int
+    ) -> Callable[[int], None]:
+        """Return what refuses runs for which there is no memory (rule 4), by InvalidInputError."""
+        concurrency, largest = model.engine.limits.concurrency, max(run_bytes, RUN_BYTES)
+
+        def admit(numbers: int) -> None:  # called under the engine's lock, until it is closed
+            nonlocal largest
+            taken = run_bytes * numbers // model.measured_numbers
+            if taken <= largest:
+                return
+            more = (taken - largest) * concurrency
+            try:
+                self._budget.promise(name, more)
+            except BusyError as error:
+                raise InvalidInputError(
+                    f"A run of {numbers:,} numbers is expected to take {taken >> 20} MiB; "
+                    f"of '{name}' a run may take {largest >> 20} MiB, and of the memory for models "
+                    f"{max(self._budget.free, 0) >> 20} MiB are left.",
+                    hint="Send smaller inputs, or allow more with --memory.",
+                ) from error
+            served.bytes += more
+            largest = taken
+
+        return admit
 
     def _make_room(self, name: str, needed: int, *, kept: str | None = None) -> None:
         """Set memory apart, if need be by unloading what may go; ``kept`` must not."""

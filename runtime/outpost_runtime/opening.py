@@ -20,7 +20,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from outpost_runtime.footprint import measure_run
+from outpost_runtime.footprint import measure_run, measured_numbers
 from outpost_runtime.interface import (
     AdapterInterface,
     EmbeddingInterface,
@@ -37,7 +37,7 @@ from outpost_runtime.sessions.pool import SessionPool, open_pool
 from outpost_runtime.sessions.process import ProcessSession
 from outpost_runtime.tensor.engine import TensorLimits
 from outpost_runtime.tensor.model import TensorModel
-from outpost_runtime.tensors import Allocate
+from outpost_runtime.tensors import Allocate, Array
 from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.text.model import TextModel
 from outpost_runtime.text.token_table import token_rows, with_table
@@ -142,10 +142,11 @@ def _open(
     session = _session(bundle, interface.model, settings)
     try:
         _check_signature(bundle, interface, session)
-        _warm_up(bundle, interface, session, account)
+        feeds = _warm_up(bundle, interface, session, account)
         if isinstance(interface, EmbeddingInterface):
             return EmbeddingModel(bundle, interface, session, settings.tensor, precedence)
-        return TensorModel(bundle, interface, session, settings.tensor, precedence)
+        measured = measured_numbers(interface, feeds)
+        return TensorModel(bundle, interface, session, settings.tensor, precedence, measured)
     except BaseException:
         session.close()  # or its process would go on, and be started again
         raise
@@ -220,8 +221,11 @@ def _warm_up(
     interface: EmbeddingInterface | TensorInterface,
     session: Session,
     account: Account | None,
-) -> None:
+) -> dict[str, Array]:
     """Run the first golden inputs once: memory is taken and pages are touched before anybody waits.
+
+    Returns:
+        These inputs.
 
     Raises:
         BundleError: The model cannot run them.
@@ -240,6 +244,7 @@ def _warm_up(
         raise BundleError(
             f"'{bundle.manifest.name}' cannot run its own golden inputs: {error.message}"
         ) from error
+    return feeds
 
 
 def _process_of(session: Session) -> int:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from outpost_runtime.errors import DeadlineError, InvalidInputError
+from outpost_runtime.errors import BusyError, DeadlineError, InvalidInputError
 from outpost_runtime.latency import Histograms, Wait
 
 
@@ -39,7 +39,7 @@ class Snapshot:
     Attributes:
         last_inference: Milliseconds since 1970; 0 is never.
         inference_count: Rows of successful requests.
-        blameless: Failed requests that are nobody's fault but time's or the caller's.
+        blameless: Failed requests that are nobody's fault but time's or the callers'.
         execution_count: Runs.
         success: Successful requests, from their arrival to their answer.
         fail: The same of failed ones.
@@ -102,7 +102,7 @@ class Statistics:
         """Take in a request that was not answered, after ``total`` seconds."""
         with self._lock:
             self._now.fail.add(total)
-            self._now.blameless += isinstance(error, DeadlineError | InvalidInputError)
+            self._now.blameless += isinstance(error, BusyError | DeadlineError | InvalidInputError)
 
     def waited(self, wait: Wait) -> None:
         """Take in what a client waited for."""

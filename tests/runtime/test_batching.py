@@ -170,6 +170,27 @@ def test_the_driver_gets_the_batch_jobs_row_and_the_job_loses_nothing(session):
     assert read_twice <= 2 * BLOCK_TOKENS  # the rest was remembered
 
 
+def test_what_an_interrupted_prompt_had_read_itself_is_not_counted_as_remembered(
+    session, monkeypatch
+):
+    engine = new_engine(session, rows=1, blocks=64)
+    prompt = [n % 50 + 4 for n in range(900)]
+    events_of(engine, new_request([*prompt[:160], 60, 61], max_new_tokens=1))
+    run, drivers = toy.ToyBinding.run, []
+
+    def interrupted(binding):
+        run(binding)
+        if session.shapes[-1] == (1, LARGEST_CHUNK):  # a piece of the long prompt
+            drivers.append(begin(engine, new_request([8, 9], max_new_tokens=1)))
+
+    monkeypatch.setattr(toy.ToyBinding, "run", interrupted)
+    job = events_of(engine, new_request(prompt, max_new_tokens=3, priority=Priority.BATCH))
+    engine.close()
+    assert token_ids(job) == continuation(prompt, 3)
+    assert len(drivers) == 2
+    assert job[-1].cached_tokens == 160 <= job[-1].prompt_tokens
+
+
 def test_a_shared_beginning_is_read_once(engine, session):
     shared = [n % 50 + 4 for n in range(10 * BLOCK_TOKENS)]
     gate = _held(engine)

@@ -1,6 +1,7 @@
 import json
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -231,6 +232,38 @@ def test_a_text_that_would_take_the_server_down_is_refused_and_the_next_one_comp
     with pytest.raises(InvalidInputError, match="too complex"):
         compiler.compile(*PATHOLOGICAL[name])
     assert compiler.compile(REGEX, "x").accepts([END]) == 0
+    compiler.close()
+
+
+def test_what_was_tried_is_not_tried_again():
+    compiler = _compiler(trial_seconds=0.5)
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match="too complex"):
+            compiler.compile(*PATHOLOGICAL["minutes and gigabytes"])
+        assert compiler._trials._process is None  # the first has ended it, the second needs none
+    with pytest.raises(InvalidInputError, match=re.escape("(b")):
+        compiler.compile(REGEX, "a(b")
+    assert not compiler.knows(REGEX, "ab")
+    compiler.compile(REGEX, "ab")
+    assert compiler.knows(REGEX, "ab")
+    assert not compiler.knows(GRAMMAR, "ab")
+    with compiler._trials._lock:  # while somebody's trial takes its time
+        assert compiler.compile(REGEX, "ab").accepts([END]) == 0
+    compiler.close()
+
+
+def test_a_trial_that_somebody_else_ended_is_no_verdict():
+    compiler = _compiler(trial_seconds=60)
+    compiler.compile(REGEX, "a")
+    form = PATHOLOGICAL["minutes and gigabytes"]
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(compiler.compile, *form)
+        while not compiler._trials._lock.locked():
+            assert not pending.done()
+        time.sleep(0.2)  # from here on the process has it
+        compiler._trials._process.kill()
+        assert isinstance(pending.exception(), InvalidInputError)
+    assert not compiler.knows(*form)
     compiler.close()
 
 

@@ -10,6 +10,7 @@ from outpost_runtime.errors import (
     InvalidInputError,
     UnavailableError,
 )
+from outpost_runtime.priority import Priority
 from outpost_runtime.text.pace import LARGEST_CHUNK
 from outpost_runtime.text.request import (
     Adapter,
@@ -23,6 +24,7 @@ from tests.support import toy
 from tests.support.answers import (
     MAX_LENGTH,
     Gate,
+    begin,
     continuation,
     events_of,
     new_engine,
@@ -159,6 +161,24 @@ def test_ten_times_too_many_requests_are_refused_not_buffered():
     assert refused == 46
 
 
+def test_an_interactive_request_takes_a_place_that_batch_work_waits_in():
+    gate = Gate()
+    engine = new_engine(queue_limit=2)
+    engine.submit(new_request(max_new_tokens=1), gate)
+    gate.events.get(timeout=20)
+    jobs = [begin(engine, new_request(max_new_tokens=2, priority=Priority.BATCH)) for _ in "ab"]
+    asked = begin(engine, new_request(max_new_tokens=3))
+    gate.go(100)
+    (refused,) = jobs[1]()
+    assert isinstance(refused.error, BusyError)
+    assert refused.error.retry_after > 0
+    assert len(token_ids(asked())) == 3
+    assert len(token_ids(jobs[0]())) == 2
+    counted = engine.statistics.snapshot()
+    engine.close()
+    assert (counted.success.count, counted.fail.count, counted.blameless) == (3, 1, 1)
+
+
 def test_a_passed_deadline_ends_the_request(engine):
     (event,) = events_of(engine, new_request(deadline=time.monotonic() - 1))
     assert isinstance(event, FailEvent)
@@ -180,6 +200,17 @@ def test_a_fault_of_our_own_ends_one_answer_and_tells_the_client_nothing_of_it(c
     assert "fault of our own" not in str(events[-1].error)
     assert "a fault of our own" in caplog.text
     assert isinstance(events_of(engine, new_request(max_new_tokens=2))[-1], FinishEvent)
+    engine.close()
+
+
+@pytest.mark.incident("memory that runs out", where="a step of the text engine")
+@pytest.mark.parametrize("run", [1, 2])  # the reading of the prompt, a token
+def test_a_step_without_memory_ends_one_answer_and_leaves_the_engine_healthy(run):
+    engine = new_engine(toy.ToySession(break_at_run=run, fault=MemoryError), rows=2)
+    events = events_of(engine, new_request())
+    assert isinstance(events[-1].error, ExecutionError)
+    assert len(events) == run
+    assert token_ids(events_of(engine, new_request(max_new_tokens=4))) == continuation([5, 6, 7], 4)
     engine.close()
 
 

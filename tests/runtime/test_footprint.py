@@ -7,7 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from outpost_runtime.bundle import read_bundle
-from outpost_runtime.footprint import Footprints, measure_run
+from outpost_runtime.footprint import (
+    Footprints,
+    has_open_sizes,
+    measure_run,
+    measured_numbers,
+)
 from outpost_runtime.interface import EmbeddingInterface, TensorInterface
 from outpost_runtime.tensors import TensorSpec
 
@@ -68,6 +73,24 @@ def test_where_dimensions_have_other_meanings_golden_inputs_are_all_there_is():
     run = Hungry()
     assert measure_run(_interface(0), _FEEDS, run, os.getpid()) >= _MB
     assert run.shapes == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("interface", "numbers", "has_open"),
+    [
+        (_interface(32, 100), 3200, False),
+        (_interface(32), 96, True),
+        (_interface(0), 3, True),
+        (_interface(0, 100), 3, True),
+        (_interface(0, shape=(1, 3)), 3, False),
+        (_interface(9, shape=(None, 3)), 27, False),
+    ],
+)
+def test_the_numbers_of_the_measured_run_and_whether_clients_can_send_more(
+    interface, numbers, has_open
+):
+    assert measured_numbers(interface, _FEEDS) == numbers
+    assert has_open_sizes(interface) is has_open
 
 
 @pytest.mark.parametrize("folder", [CLASSIFIER, EMBEDDER])

@@ -77,6 +77,22 @@ def test_health_metadata_configuration_and_statistics(ask):
     assert names == {"tiny-classifier", "tiny-decoder", "tiny-embedder"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "sentence"),
+    [
+        ("GET", "/v2/cudasharedmemory/status", "CUDA"),
+        ("POST", "/v2/cudasharedmemory/region/r/register", "CUDA"),
+        ("GET", "/v2/trace/setting", "metrics"),
+        ("POST", "/v2/models/tiny-classifier/trace/setting", "metrics"),
+        ("POST", "/v2/logging", "log"),
+    ],
+)
+def test_parts_of_the_protocol_that_are_not_here_say_so(ask, method, path, sentence):
+    answer = ask(method, path)
+    assert answer.status == 501
+    assert sentence in answer.json()["error"]
+
+
 def test_inference_in_json_and_with_binary_tensors(ask):
     plain = ask("POST", _INFER, {"id": "7", "inputs": _inputs(2)}).json()
     assert (plain["id"], plain["model_version"]) == ("7", "1")
@@ -159,6 +175,7 @@ def test_text_is_made_at_once_or_in_events(ask):
     body = {"text_input": "Hello", "parameters": {"max_tokens": 8}}
     whole = ask("POST", "/v2/models/tiny-decoder/generate", body).json()
     assert whole["parameters"]["generated_tokens"] == 8
+    assert whole["parameters"]["decode_microseconds"] > 0
     answer = ask("POST", "/v2/models/tiny-decoder/generate_stream", body)
     assert answer.headers["Content-Type"] == "text/event-stream"
     lines = [line for line in answer.body.decode().split("\n\n") if line]

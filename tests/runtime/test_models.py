@@ -18,6 +18,7 @@ from outpost_runtime.errors import (
     BundleError,
     BusyError,
     ExecutionError,
+    InvalidInputError,
     NotFoundError,
     UnavailableError,
 )
@@ -157,6 +158,17 @@ def test_an_adapter_is_unloaded_and_loaded_like_a_model(models):
     models.unload("tiny-decoder")
     with pytest.raises(BundleError, match="not served"):
         models.load("tiny-adapter-one")
+
+
+def test_an_adapter_that_is_loaded_already_takes_no_second_place(store):
+    text = TextLimits(memory_bytes=8 << 20, adapters=2)
+    models = Models(store, lambda _: ModelSettings(threads=1, text=text))
+    models.load_all()
+    loaded = models.text("tiny-adapter-one", "")[1]
+    models.load("tiny-adapter-one")
+    assert models.text("tiny-adapter-one", "")[1] is loaded
+    assert models.complete
+    models.close()
 
 
 def _budget_for(*bundles):
@@ -405,6 +417,41 @@ def test_a_model_whose_runs_do_not_fit_is_refused_and_never_opened_again(store, 
     monkeypatch.setattr("outpost_runtime.models.open_model", lambda *_: pytest.fail("was opened"))
     with pytest.raises(BusyError):
         models.load("tiny-classifier")
+    models.close()
+
+
+def test_inputs_of_open_sizes_take_no_memory_that_is_not_there(store, tmp_path, monkeypatch):
+    other = _version_two(tmp_path)
+    manifest = other / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"max_sequence": 128', '"max_sequence": null'))
+    assert manifest.read_text() != text
+    store.add(other)
+    _runs_take(monkeypatch, _LARGE)  # of the golden inputs' 46 columns
+    needed = expected_bytes(read_bundle(other), _SETTINGS, _LARGE)
+    budget = MemoryBudget(needed + (99 << 20))
+    models = Models(store, lambda _: _SETTINGS, budget=budget)
+    models.load("tiny-classifier")
+    engine = models.get("tiny-classifier").engine
+
+    def ask(columns):
+        feeds = {spec.name: np.ones((1, columns), np.int64) for spec in engine.inputs}
+        return engine.submit(feeds).result(20)
+
+    assert ask(46)
+    assert budget.free == 99 << 20
+    with pytest.raises(
+        InvalidInputError,
+        match="expected to take 1000 MiB; of 'tiny-classifier' a run may take 500",
+    ):
+        ask(92)
+    for _ in range(2):
+        assert ask(50)  # what has been taken once is set apart
+    assert budget.free == (99 << 20) - (_LARGE * 50 // 46 - _LARGE)
+    with pytest.raises(InvalidInputError, match=r"may take 543 MiB, .* 55 MiB are left"):
+        ask(56)
+    models.unload("tiny-classifier")
+    assert budget.free == budget.total
     models.close()
 
 

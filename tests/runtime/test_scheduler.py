@@ -9,9 +9,12 @@ from outpost_runtime.text.request import Sampling, TextRequest
 from outpost_runtime.text.scheduler import Scheduler, Sequence
 
 
-def _sequence(length=4, *, since=0.0, priority=Priority.INTERACTIVE):
+def _sequence(length=4, *, since=0.0, priority=Priority.INTERACTIVE, deadline=None):
     request = TextRequest(
-        prompt_ids=tuple(range(1, length + 1)), sampling=Sampling(), priority=priority
+        prompt_ids=tuple(range(1, length + 1)),
+        sampling=Sampling(),
+        priority=priority,
+        deadline=deadline,
     )
     return Sequence(request=request, since=since)
 
@@ -156,6 +159,42 @@ def test_ten_times_too_many_are_refused():
         with pytest.raises(BusyError):
             scheduler.submit(_sequence())
     assert scheduler.waiting == 3
+
+
+def test_a_queue_full_of_batch_work_takes_the_interactive_and_gives_up_its_youngest():
+    scheduler = Scheduler(rows=1, queue_limit=3)
+    jobs = [_batch(since=n) for n in (0, 2, 1)]
+    assert [scheduler.submit(job) for job in jobs] == [None] * 3
+    with pytest.raises(BusyError):
+        scheduler.submit(_batch(since=3))
+    assert scheduler.submit(_sequence(since=4)) is jobs[1]
+    assert scheduler.submit(_sequence(since=5)) is jobs[2]
+    assert scheduler.submit(_sequence(since=6)) is jobs[0]
+    with pytest.raises(BusyError):
+        scheduler.submit(_sequence(since=7))
+    assert scheduler.waiting == 3
+
+
+def test_an_answer_that_has_begun_keeps_its_place():
+    scheduler = Scheduler(rows=1, queue_limit=1)
+    job = _batch(since=0)
+    scheduler.submit(job)
+    _turn(scheduler)
+    scheduler.submit(_sequence(since=1))
+    _turn(scheduler)  # sends the batch request back
+    assert (job.generated, scheduler.waiting) == (1, 1)
+    with pytest.raises(BusyError):
+        scheduler.submit(_sequence(since=2))
+
+
+def test_whom_nobody_waits_for_any_more_makes_room_for_anybody():
+    scheduler = Scheduler(rows=1, queue_limit=2)
+    live, late = _sequence(since=0), _sequence(since=1, deadline=2)
+    scheduler.submit(live)
+    scheduler.submit(late)
+    with pytest.raises(BusyError):
+        scheduler.submit(_batch(since=2))
+    assert scheduler.submit(_batch(since=3)) is late
 
 
 class _Rows:

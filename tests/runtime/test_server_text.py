@@ -1,7 +1,10 @@
 """What a text model's clients can ask for, from outside: a real server, real gRPC clients."""
 
+import http.client
 import json
 import threading
+import time
+from contextlib import closing
 
 import grpc
 import pytest
@@ -152,6 +155,33 @@ def test_a_form_that_cannot_be_compiled_is_refused_with_its_place(text, kind, wr
     assert place in error.details()
 
 
+@pytest.mark.incident("hostile input", where="JSON schemas that take the compiler all its time")
+def test_what_is_compiled_for_long_keeps_neither_known_forms_nor_deadlines(text, server):
+    known = _request()
+    known.constraint.regex = "E-[1-3]{4}"
+    _answer(text, known)
+    hostile = []
+    for number in (99999989, 99999971):
+        request = _request()
+        request.constraint.json_schema = json.dumps({"multipleOf": number})
+        hostile.append(text.Generate(request))
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert _answer(text, known)[1].startswith("E-")
+    answer = time.monotonic() - began
+    parameters = {"timeout": 500_000, "regex": "new"}
+    with closing(http.client.HTTPConnection(server.http, timeout=30)) as connection:
+        body = json.dumps({"text_input": "Hello", "parameters": parameters})
+        connection.request("POST", f"/v2/models/{MODEL}/generate", body)
+        refused = connection.getresponse()
+    waited = time.monotonic() - began - answer
+    assert hostile[0].is_active()
+    assert refused.status == 504
+    assert max(answer, waited) < 3
+    for call in hostile:
+        call.cancel()
+
+
 def test_ten_times_too_many_are_refused_with_a_time_to_come_back(text):
     request = _request(max_new_tokens=200)
     outcomes, codes = [], []
@@ -225,7 +255,10 @@ def test_adapters_come_and_go_while_the_base_answers(text, adapters, server):
 def test_many_who_reload_an_adapter_keep_nobody_from_an_answer(text, adapters):
     running = text.Generate(_request(max_new_tokens=200, adapter=ONE))
     next(running)
-    loads = [adapters.Load.future(adapters_pb2.LoadAdapterRequest(name=ONE)) for _ in range(20)]
+    loads = []
+    for _ in range(20):  # what is loaded already would not be loaded again
+        adapters.Unload.future(adapters_pb2.UnloadAdapterRequest(name=ONE))
+        loads.append(adapters.Load.future(adapters_pb2.LoadAdapterRequest(name=ONE)))
     assert len(_answer(text, _request(max_new_tokens=5))[0]) == 5
     for load in loads:
         assert load.exception() is None or load.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,10 +1,13 @@
 """How other threads reach the event loop."""
 
 import asyncio
+import threading
+import time
 from concurrent.futures import Future
 
 import pytest
-from outpost_runtime.server.waiting import Crossing, result_of
+from outpost_runtime.errors import BusyError, DeadlineError
+from outpost_runtime.server.waiting import Crossing, Workshop, result_of
 
 
 class _CountingLoop:
@@ -83,3 +86,47 @@ def test_whoever_stops_waiting_for_a_future_cancels_it():
         return future.cancelled()
 
     assert asyncio.run(main())
+
+
+def test_a_deadline_ends_the_waiting_and_cancels_what_was_waited_for():
+    async def main():
+        future, crossing = Future(), Crossing(asyncio.get_running_loop())
+        with pytest.raises(DeadlineError):
+            await result_of(future, crossing, time.monotonic() + 0.05)
+        in_time = Future()
+        threading.Timer(0.05, in_time.set_result, [7]).start()
+        assert await result_of(in_time, crossing, time.monotonic() + 20) == 7
+        return future.cancelled()
+
+    assert asyncio.run(main())
+
+
+def test_a_workshop_refuses_what_finds_no_place_and_keeps_deadlines():
+    go = threading.Event()
+
+    def slow():
+        assert go.wait(20)
+        return 1
+
+    async def main():
+        workshop = Workshop("slow", threads=1, places=2, retry_after=3.0)
+        first = asyncio.create_task(workshop.run(slow, None))
+        await asyncio.sleep(0.05)
+        with pytest.raises(DeadlineError):  # it has not begun: its place is free again
+            await workshop.run(slow, time.monotonic() + 0.05)
+        second = asyncio.create_task(workshop.run(slow, time.monotonic() + 20))
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError) as caught:
+            await workshop.run(slow, None)
+        assert caught.value.retry_after == 3.0
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        with pytest.raises(BusyError):  # it goes on, though nobody waits for it
+            await workshop.run(slow, None)
+        go.set()
+        assert await second == 1
+        assert await workshop.run(slow, None) == 1
+        workshop.close()
+
+    asyncio.run(main())

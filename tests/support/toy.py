@@ -42,7 +42,7 @@ class ToyBinding:
         if self._session.fail_at_run == self._session.runs:
             raise ExecutionError("the toy was told to fail")
         if self._session.break_at_run == self._session.runs:
-            raise ZeroDivisionError("a fault of our own")
+            raise self._session.fault("a fault of our own")
         ids, mask = self._arrays["input_ids"], self._arrays["attention_mask"]
         memory, present = self._arrays["past_key_values.0.key"], self._arrays["present.0.key"]
         assert memory.ctypes.data == present.ctypes.data, "past and present must share memory"
@@ -61,14 +61,24 @@ class ToyBinding:
 
 
 class ToySession:
-    """See the module; ``fail_at_run`` and ``break_at_run`` name the run that goes wrong."""
+    """See the module; ``fail_at_run`` and ``break_at_run`` name the run that goes wrong.
 
-    def __init__(self, *, fail_at_run: int = 0, break_at_run: int = 0) -> None:
+    The latter by ``fault``.
+    """
+
+    def __init__(
+        self,
+        *,
+        fail_at_run: int = 0,
+        break_at_run: int = 0,
+        fault: type[Exception] = ZeroDivisionError,
+    ) -> None:
         self.runs = 0
         self.tokens = 0
         self.shapes: list[tuple[int, int]] = []
         self.fail_at_run = fail_at_run
         self.break_at_run = break_at_run
+        self.fault = fault
         memory = (None, HEADS, None, HEAD_DIM)
         self.inputs = (
             TensorSpec(name="input_ids", datatype="INT64", shape=(None, None)),

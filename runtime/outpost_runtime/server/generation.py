@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from outpost.v1 import text_pb2
@@ -12,7 +11,7 @@ from outpost_runtime.errors import InvalidInputError, NotFoundError, Unavailable
 from outpost_runtime.models import Models
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.metrics import Metrics
-from outpost_runtime.server.waiting import Crossing, exchanged
+from outpost_runtime.server.waiting import Crossing, Workshop, exchanged
 from outpost_runtime.text import engine
 from outpost_runtime.text.adapter_shelf import ShelvedAdapter
 from outpost_runtime.text.chat import Message
@@ -32,6 +31,10 @@ _CONSTRAINTS = {
     "regex": ConstraintKind.REGEX,
     "grammar": ConstraintKind.GRAMMAR,
 }
+_FORMS_AT_ONCE = 2
+_MOST_FORMS = 32
+_FORMS_RETRY_SECONDS = 2.0
+
 _PRIORITIES = {text_pb2.PRIORITY_BATCH: Priority.BATCH}
 
 
@@ -42,11 +45,13 @@ class Generation:
         self._models = models
         self._metrics = metrics
         self._crossing = crossing
-        self._compiling = ThreadPoolExecutor(2, thread_name_prefix="constraints")
+        # What was tried before does not wait behind what may be hostile.
+        self._new_forms, self._known_forms = _workshop("new-forms"), _workshop("known-forms")
 
     def close(self) -> None:
         """End the threads."""
-        self._compiling.shutdown(wait=False, cancel_futures=True)
+        self._new_forms.close()
+        self._known_forms.close()
 
     async def events(
         self, request: text_pb2.GenerateRequest, seconds_left: float | None
@@ -97,10 +102,16 @@ class Generation:
     ) -> engine.Generation:
         # Tokenizing a long prompt takes milliseconds that other calls should not wait, and
         # compiling a schema may take seconds that other tokenizing should not wait.
-        threads = self._compiling if request.HasField("constraint") else None
-        text_request = await asyncio.get_running_loop().run_in_executor(
-            threads, to_text_request, request, model, adapter, deadline
-        )
+        def prepare() -> TextRequest:
+            return to_text_request(request, model, adapter, deadline)
+
+        form = _form(request)
+        if form is None:
+            text_request = await asyncio.to_thread(prepare)
+        else:
+            known = model.knows_constraint(*form)
+            workshop = self._known_forms if known else self._new_forms
+            text_request = await workshop.run(prepare, deadline)
         return model.engine.submit(
             text_request, lambda event: self._crossing.call(lambda: inbox.put(event))
         )
@@ -166,11 +177,20 @@ def to_text_request(
     )
 
 
-def _constraint(request: text_pb2.GenerateRequest, model: TextModel) -> Constraint | None:
+def _workshop(name: str) -> Workshop:
+    return Workshop(
+        name, threads=_FORMS_AT_ONCE, places=_MOST_FORMS, retry_after=_FORMS_RETRY_SECONDS
+    )
+
+
+def _form(request: text_pb2.GenerateRequest) -> tuple[ConstraintKind, str] | None:
     kind = request.constraint.WhichOneof("kind")
-    if kind is None:
-        return None
-    return model.constraint(_CONSTRAINTS[kind], getattr(request.constraint, kind))
+    return None if kind is None else (_CONSTRAINTS[kind], getattr(request.constraint, kind))
+
+
+def _constraint(request: text_pb2.GenerateRequest, model: TextModel) -> Constraint | None:
+    form = _form(request)
+    return None if form is None else model.constraint(*form)
 
 
 def _prompt(request: text_pb2.GenerateRequest) -> str | list[Message]:

@@ -1,12 +1,14 @@
 """The event loop waits for what other threads do."""
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from outpost_runtime.errors import BusyError, DeadlineError
 from outpost_runtime.model_table import ModelTable
 
 LARGE_BYTES = 256 << 10
@@ -59,17 +61,70 @@ class Crossing:
                 self._loop.call_soon(self._act)
 
 
-async def result_of(future: "Future[T]", crossing: Crossing) -> T:
+class Workshop:
+    """A few threads for what takes seconds now and then, with a bounded number of places.
+
+    Args:
+        name: What is done there, for its threads.
+        places: For what is being done and what waits, together.
+        retry_after: Seconds after which who finds no place may come again.
+    """
+
+    def __init__(self, name: str, *, threads: int, places: int, retry_after: float) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._places = threading.Semaphore(places)
+        self._retry_after = retry_after
+
+    async def run(self, act: Callable[[], T], deadline: float | None) -> T:
+        """Return the result of something that is done on one of the threads.
+
+        Args:
+            deadline: Of ``time.monotonic``. What has begun goes on after it, and keeps its place.
+
+        Raises:
+            BusyError: Every place is taken.
+            DeadlineError: The deadline has passed.
+        """
+        if not self._places.acquire(blocking=False):
+            raise BusyError(
+                "Too many requests are being prepared already.",
+                hint=f"Try again in {self._retry_after:g} s.",
+                retry_after=self._retry_after,
+            )
+        future = self._threads.submit(act)
+        future.add_done_callback(lambda _: self._places.release())
+        left = None if deadline is None else deadline - time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), left)
+        except TimeoutError:
+            raise DeadlineError("The deadline passed before the request was prepared.") from None
+
+    def close(self) -> None:
+        """Let nothing more begin."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def result_of(future: "Future[T]", crossing: Crossing, deadline: float | None = None) -> T:
     """Return what a future of another thread gets; who stops waiting cancels it.
 
     Half of what ``asyncio.wrap_future`` takes, which chains two futures both ways.
+
+    Args:
+        deadline: Of ``time.monotonic``, which is the loop's clock.
+
+    Raises:
+        DeadlineError: It has passed.
     """
     if future.done():
         return future.result()
     done = asyncio.Event()
     future.add_done_callback(lambda _: crossing.call(done.set))
     try:
-        await done.wait()
+        async with asyncio.timeout_at(deadline):
+            await done.wait()
+    except TimeoutError:
+        raise DeadlineError("The deadline passed before the model had an answer.") from None
+    else:
         return future.result()
     finally:
         future.cancel()

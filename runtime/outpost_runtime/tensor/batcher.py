@@ -11,6 +11,8 @@ Rules:
 4. A run begins when it has as many rows as it can have, or one of the preferred sizes
    and nothing more to take, or when its first request has waited ``delay`` seconds.
 5. Of one sequence, one request at a time, in the order in which they came.
+6. Where no place in the queue is free, one whose deadline has passed makes room; or else,
+   for interactive work, the youngest batch request.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -60,15 +62,23 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job) -> Job | None:
         """Put a request into the queue.
+
+        Returns:
+            The one that has lost its place to it (rule 6), or None.
 
         Raises:
             BusyError: The queue is full.
         """
+        displaced = None
         if len(self._waiting) >= self._queue_limit:
-            raise BusyError(f"{len(self._waiting)} requests are waiting already.")
+            displaced = self._displaced_by(job)
+            if displaced is None:
+                raise BusyError(f"{len(self._waiting)} requests are waiting already.")
+            self.withdraw([displaced])
         self._waiting.append(job)
+        return displaced
 
     def withdraw(self, gone: Iterable[Job]) -> None:
         """Forget requests that wait for nobody any more."""
@@ -103,6 +113,14 @@ class Batcher:
     def end(self, run: Run) -> None:
         """Let the sequences of a run go on."""
         self._sequences -= _ids(run.jobs)
+
+    def _displaced_by(self, newcomer: Job) -> Job | None:
+        now = newcomer.since
+        for job in self._waiting:
+            if job.is_late(now):
+                return job
+        lower = [job for job in self._waiting if _effective(job, now) > newcomer.priority]
+        return max(lower, key=lambda job: job.since, default=None)
 
     def _eligible(self) -> Iterator[Job]:
         seen = set(self._sequences)

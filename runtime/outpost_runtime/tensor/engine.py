@@ -7,7 +7,7 @@ cancelled or past its deadline, leaves the queue.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -84,6 +84,8 @@ class TensorEngine:
     Attributes:
         inputs: What a request brings.
         outputs: What a request gets.
+        admit: Is told how many numbers the inputs of a request's run may have, before it is queued,
+            and refuses by an error; None admits all.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class TensorEngine:
         self.outputs = tuple(spec for spec in session.outputs if spec.name not in hidden)
         self._seat = (precedence or Precedence()).seat()
         self._per_token = _per_token(session.outputs) if shape.padded else frozenset()
+        self.admit: Callable[[int], None] | None = None
         self._run_seconds = 0.01
         self._running = 0
         self._work_ahead = 0
@@ -141,15 +144,18 @@ class TensorEngine:
         """Queue a request; cancelling the future before its run leaves it out.
 
         Args:
-            deadline: Of ``time.monotonic``, after which nobody waits for the answer.
+            deadline: Of ``time.monotonic``, after which nobody waits for the answer: who has
+                waited so long cancels the future, and a run that ends later counts as failed.
             sequence: For models with a state, which need one; others do not look at it.
 
         Returns:
             A future of the outputs by name; it raises what :meth:`Session.run` raises,
-            DeadlineError, or UnavailableError when the engine is closed before its run.
+            DeadlineError, BusyError when a batch request has lost its place to an interactive one,
+            or UnavailableError when the engine is closed before its run.
 
         Raises:
-            InvalidInputError: The feeds do not match the model's inputs, or are too large.
+            InvalidInputError: The feeds do not match the model's inputs, or are too large: for its
+                limits, or for the memory that its run would take.
             BusyError: Too many requests are waiting; it says when to try again.
             UnavailableError: The engine is closed.
         """
@@ -157,10 +163,14 @@ class TensorEngine:
         with self._changed:
             if self._closing:
                 raise _closed()
+            if self.admit is not None:
+                self.admit(job.size // job.rows * max(self.shape.max_batch, 1))
             try:
-                self._batcher.submit(job)
+                displaced = self._batcher.submit(job)
             except BusyError as error:
                 raise self._busy(error) from None
+            if displaced is not None:
+                self._refuse(displaced, job.since)
             self._work_ahead += job.size
             job.work = self._work_ahead
             self._seat.begin(priority)
@@ -250,6 +260,7 @@ class TensorEngine:
         with self._changed:
             if job.future.cancelled():
                 self._batcher.withdraw([job])
+                self._count_if_late(job, time.monotonic())
             self._work_ahead -= job.size
             self._seat.end(job.priority)
             self._tell_waiting()
@@ -287,13 +298,27 @@ class TensorEngine:
         return run.priority is Priority.BATCH and self._seat.holds(now)
 
     def _expire(self, now: float) -> None:
-        late = [j for j in self._batcher.waiting() if j.deadline is not None and now > j.deadline]
+        late = [job for job in self._batcher.waiting() if job.is_late(now)]
         self._batcher.withdraw(late)
         for job in late:
-            error = DeadlineError("The deadline passed before the model could run.")
-            self.statistics.failed(now - job.since, error)
+            self._refuse(job, now)
+
+    def _refuse(self, job: Job, now: float) -> None:
+        """Fail one that has left the queue: it is too late, or has lost its place."""
+        if self._count_if_late(job, now):
+            _fail(job, _late())
+            return
+        error = self._busy(
+            BusyError("An interactive request has taken this batch request's place.")
+        )
+        self.statistics.failed(now - job.since, error)
+        _fail(job, error)
+
+    def _count_if_late(self, job: Job, now: float) -> bool:
+        if job.is_late(now):
+            self.statistics.failed(now - job.since, _late())
             self._waited(job, now)
-            _fail(job, error)
+        return job.is_late(now)
 
     def _execute(self, jobs: Sequence[Job]) -> None:
         began = time.monotonic()
@@ -313,10 +338,11 @@ class TensorEngine:
         self._run_seconds += _WEIGHT * (now - began - self._run_seconds)
         self.statistics.ran(sum(job.rows for job in jobs), times)
         for job, part in zip(jobs, outputs, strict=True):
-            self.statistics.succeeded(
-                job.rows, total=now - job.since, queue=began - job.since, times=times
-            )
-            self._waited(job, now)
+            if not self._count_if_late(job, now):
+                self.statistics.succeeded(
+                    job.rows, total=now - job.since, queue=began - job.since, times=times
+                )
+                self._waited(job, now)
             job.future.set_result(part)
 
     def _waited(self, job: Job, now: float) -> None:
@@ -360,6 +386,10 @@ def _per_token(specs: Sequence[TensorSpec]) -> frozenset[str]:
 def _fail(job: Job, error: OutpostError) -> None:
     if job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)
+
+
+def _late() -> DeadlineError:
+    return DeadlineError("The deadline passed before the model could run.")
 
 
 def _closed() -> UnavailableError:

@@ -13,6 +13,8 @@ class TensorModel:
     Args:
         bundle: Its interface is a :class:`TensorInterface`.
         session: Owned by the model from now on.
+        measured_numbers: Of the run by which the memory for runs was measured; see
+            ``footprint.py``.
     """
 
     def __init__(
@@ -22,7 +24,9 @@ class TensorModel:
         session: Session,
         limits: TensorLimits | None = None,
         precedence: Precedence | None = None,
+        measured_numbers: int = 0,
     ) -> None:
+        self.measured_numbers = measured_numbers
         self.bundle = bundle
         self.interface = interface
         shape = TensorShape(

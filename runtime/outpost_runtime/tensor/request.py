@@ -56,6 +56,10 @@ class Job:
         """Numbers in its inputs."""
         return sum(array.size for array in self.feeds.values())
 
+    def is_late(self, now: float) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.deadline is not None and now > self.deadline
+
     def waited(self, now: float) -> Wait:
         """Return how long it has waited by ``now``, and for how much."""
         return Wait(figure=Figure.CALL, beside=0, work=self.work, seconds=now - self.since)

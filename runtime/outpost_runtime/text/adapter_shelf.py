@@ -79,6 +79,11 @@ class AdapterShelf:
         """Return the names of the loaded adapters."""
         return sorted(self._shelved)
 
+    def holds(self, bundle: Bundle) -> bool:
+        """Whether this very adapter is loaded under its name."""
+        shelved = self._shelved.get(bundle.manifest.name)
+        return shelved is not None and shelved.bundle.digest == bundle.digest
+
     def get(self, name: str) -> ShelvedAdapter:
         """Return a loaded adapter.
 

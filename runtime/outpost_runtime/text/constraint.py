@@ -87,6 +87,10 @@ class ConstraintCompiler:
         self._trials = Trials(trial_seconds)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="constraint")
 
+    def knows(self, kind: ConstraintKind, text: str) -> bool:
+        """Whether :meth:`compile` need not wait for a trial, its own or others'; at once."""
+        return self._trials.knows(kind, text)
+
     def compile(self, kind: ConstraintKind, text: str) -> "Constraint":
         """Return the constraint of one answer; its first mask is being computed already.
 
@@ -100,7 +104,7 @@ class ConstraintCompiler:
         """
         source = to_source(kind, text)
         vocabulary = self._read_vocabulary()
-        self._trials.run(kind, source, vocabulary.tokenizer)
+        self._trials.run(kind, text, source, vocabulary.tokenizer)
         matcher = new_matcher(vocabulary.tokenizer, source)
         if matcher.is_error():
             raise refusal(kind, matcher.get_error(), place="")

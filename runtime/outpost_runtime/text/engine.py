@@ -142,6 +142,7 @@ class TextEngine:
         self._patience = patience
         self._scheduler = self._new_scheduler()
         self._generations: dict[Sequence, Generation] = {}
+        self._displaced: dict[Generation, BusyError] = {}
         self._answer_seconds = 1.0
         self._seat = (precedence or Precedence()).seat()
         self._calls: list[_Call] = []
@@ -174,9 +175,11 @@ class TextEngine:
                 raise NotFoundError(f"The adapter '{request.adapter.name}' has been unloaded.")
             generation.ahead = ahead(self._generations)
             try:
-                self._scheduler.submit(generation.sequence)
+                displaced = self._scheduler.submit(generation.sequence)
             except BusyError as error:
                 raise self._busy(error) from None
+            if displaced is not None:
+                self._displaced[self._generations[displaced]] = self._busy(_displaced())
             self._generations[generation.sequence] = generation
             self._seat.begin(request.priority)
             self._changed.notify_all()
@@ -341,21 +344,27 @@ class TextEngine:
         with self._changed:
             self._wait_for_work()
             now = time.monotonic()
-            expired = [g for g in self._generations.values() if _expired(g, now)]
-        for generation in expired:
-            error = DeadlineError("The deadline passed before the answer was complete.")
+            over: dict[Generation, OutpostError] = {**self._displaced, **self._expired(now)}
+        for generation, error in over.items():
             self._end(generation, FailEvent(error=error))
         with self._changed:
             return None if self._closing else self._scheduler.plan(now)
 
     def _wait_for_work(self) -> None:
-        while not self._calls and not self._closing:
+        while not self._calls and not self._displaced and not self._closing:
             if self._scheduler.idle:
                 self._changed.wait()
             elif self._scheduler.is_batch_only and self._seat.holds(time.monotonic()):
                 self._changed.wait(LOOK_AGAIN)
             else:
                 return
+
+    def _expired(self, now: float) -> dict[Generation, DeadlineError]:
+        return {
+            generation: DeadlineError("The deadline passed before the answer was complete.")
+            for sequence, generation in self._generations.items()
+            if sequence.request.is_late(now)
+        }
 
     def _take(self, step: Step) -> None:
         self._runner.move(step.moves)
@@ -506,6 +515,7 @@ class TextEngine:
 
     def _forget(self, generation: Generation) -> None:
         generation.ended = True
+        self._displaced.pop(generation, None)
         self._scheduler.remove(generation.sequence)
         if self._generations.pop(generation.sequence, None):
             self._seat.end(generation.sequence.request.priority)
@@ -525,6 +535,5 @@ def _failure() -> ExecutionError:
     return ExecutionError("The model failed while it made this answer.")
 
 
-def _expired(generation: Generation, now: float) -> bool:
-    deadline = generation.sequence.request.deadline
-    return deadline is not None and now > deadline
+def _displaced() -> BusyError:
+    return BusyError("An interactive request has taken this batch request's place.")

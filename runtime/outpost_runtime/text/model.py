@@ -131,6 +131,10 @@ class TextModel:
         """
         self.adapters.load(bundle, self.interface.special_tokens)
 
+    def knows_constraint(self, kind: ConstraintKind, text: str) -> bool:
+        """Whether a form was tried lately, so that :meth:`constraint` need not; at once."""
+        return self._constraints.knows(kind, text)
+
     def constraint(self, kind: ConstraintKind, text: str) -> Constraint:
         """Return the form that an answer must have; may take seconds.
 

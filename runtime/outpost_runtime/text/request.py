@@ -168,6 +168,10 @@ class TextRequest:
         if any(not 0 < len(text) <= MAX_STOP_LENGTH for text in self.stop):
             raise InvalidInputError(f"Stop strings have 1 to {MAX_STOP_LENGTH} characters.")
 
+    def is_late(self, now: float) -> bool:
+        """Whether nobody waits for the answer any more at a time of ``time.monotonic``."""
+        return self.deadline is not None and now > self.deadline
+
 
 class FinishReason(enum.Enum):
     """Why an answer ended."""

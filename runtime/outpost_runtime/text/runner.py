@@ -92,13 +92,18 @@ class Runner:
         self._advance(sequence, 1 + drafted)
 
     def restore(self, sequence: Sequence) -> int:
-        """Fill a row with what is known of its text; returns the number of tokens."""
+        """Fill a row with what is known of its text.
+
+        Returns:
+            The number of tokens that it has never had before, so that nobody had to read them.
+        """
         # At least two tokens stay to be read: attention rounds differently in a run of one
         # token, and where a prompt was cut must not change its answer.
         blocks = self.cache.match(sequence.root, sequence.token_ids[:-1], behind=sequence.stored)
         self._decoder.memory.restore(blocks, _row(sequence), sequence.stored)
+        had = max(sequence.stored, sequence.reached)
         sequence.stored += len(blocks) * BLOCK_TOKENS
-        return len(blocks) * BLOCK_TOKENS
+        return max(sequence.stored - had, 0)
 
     def read(self, sequence: Sequence, *, beside: bool) -> Logits | None:
         """Read the next piece of a prompt.

@@ -14,6 +14,8 @@ all as one batch. Rules:
    interrupted, and the youngest batch sequence gives up its row.
 5. A short prompt does not wait for one that has still more than four times its length
    to be read, unless that one has waited long itself.
+6. Where no place in the queue is free, one whose deadline has passed makes room; or else,
+   for interactive work, the youngest batch request of which no token has been made.
 
 Who is interrupted goes back into the queue, and finds what it has computed in the prefix
 cache.
@@ -42,6 +44,7 @@ class Sequence:
         priority: The request's, until it has waited too long.
         token_ids: Prompt and answer so far.
         stored: Leading tokens of ``token_ids`` whose keys and values its row holds.
+        reached: The most that it had stored before it was sent back into the queue.
         row: Its row, while it has one.
         root: What computes it: its prefixes are found by no other.
     """
@@ -52,6 +55,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     priority: Priority = field(init=False)
     stored: int = 0
+    reached: int = 0
     row: int | None = None
 
     def __post_init__(self) -> None:
@@ -136,15 +140,30 @@ class Scheduler:
         """Requests with a row."""
         return sum(sequence is not None for sequence in (*self._decoding, self._reading))
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence) -> Sequence | None:
         """Put a sequence into the queue.
+
+        Returns:
+            The one that has lost its place to it (rule 6), or None.
 
         Raises:
             BusyError: The queue is full.
         """
+        displaced = None
         if len(self._waiting) >= self._queue_limit:
-            raise BusyError(f"{len(self._waiting)} requests are waiting already.")
+            displaced = self._displaced_by(sequence)
+            if displaced is None:
+                raise BusyError(f"{len(self._waiting)} requests are waiting already.")
+            self._waiting.remove(displaced)
         self._waiting.append(sequence)
+        return displaced
+
+    def _displaced_by(self, newcomer: Sequence) -> Sequence | None:
+        for sequence in self._waiting:
+            if sequence.request.is_late(newcomer.since):
+                return sequence
+        lower = [s for s in self._waiting if s.priority > newcomer.priority and not s.generated]
+        return max(lower, key=lambda sequence: sequence.since, default=None)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is; one that is gone already stays gone."""
@@ -234,6 +253,7 @@ class Scheduler:
         return sequence.priority, pieces, sequence.since
 
     def _send_back(self, sequence: Sequence) -> None:
+        sequence.reached = max(sequence.reached, sequence.stored)
         sequence.row, sequence.stored = None, 0
         self._waiting.appendleft(sequence)
 

@@ -2,9 +2,11 @@
 
 llguidance's own limits do not hold: ``multipleOf`` with eight digits takes minutes and
 gigabytes, a few hundred nested references end the process by a stack overflow. Here
-they end a process that has nothing to lose; the next trial starts another.
+they end a process that has nothing to lose; the next trial starts another. What has been
+tried lately is not tried again, whatever came of it.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -13,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 from llguidance import LLTokenizer
@@ -30,6 +34,36 @@ TRIAL_BYTES = 512 << 20
 
 _TRIAL_STACK_BYTES = 1 << 20  # an eighth of what our own threads have
 _PLACE_SECONDS = 1
+_MOST_VERDICTS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verdict:
+    """What a trial has ended with; ``fault`` is the library's word, or empty."""
+
+    fault: str = ""
+    place: str = ""
+    is_too_complex: bool = False
+
+
+class _Verdicts:
+    """The verdicts that were asked for last; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()
+
+    def find(self, key: bytes) -> _Verdict | None:
+        with self._lock:
+            if key in self._verdicts:
+                self._verdicts.move_to_end(key)
+            return self._verdicts.get(key)
+
+    def keep(self, key: bytes, verdict: _Verdict) -> None:
+        with self._lock:
+            self._verdicts[key] = verdict
+            if len(self._verdicts) > _MOST_VERDICTS:
+                self._verdicts.popitem(last=False)
 
 
 class Trials:
@@ -38,22 +72,28 @@ class Trials:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._verdicts = _Verdicts()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
-    def run(self, kind: ConstraintKind, source: str, tokenizer: LLTokenizer) -> None:
-        """Return when the source compiles; special tokens and their number are the tokenizer's.
+    def knows(self, kind: ConstraintKind, text: str) -> bool:
+        """Whether the verdict on a text is known, so that nobody waits for a trial; at once."""
+        return self._verdicts.find(_key(kind, text)) is not None
+
+    def run(self, kind: ConstraintKind, text: str, source: str, tokenizer: LLTokenizer) -> None:
+        """Return when a text compiles; special tokens and their number are the tokenizer's.
+
+        Args:
+            source: The text in the library's notation.
 
         Raises:
             InvalidInputError: It does not, or not within the limits.
         """
-        with self._lock:
-            reply = _exchange(self._running(tokenizer), source)
-            if reply is None:
-                self._forget()
+        key = _key(kind, text)
+        verdict = self._verdicts.find(key) or self._try(key, source, tokenizer)
         if self._closed:
             raise closing()
-        if reply is None:
+        if verdict.is_too_complex:
             raise InvalidInputError(
                 f"The {kind.value} is too complex: to compile it takes more than {self._seconds} "
                 f"seconds, {TRIAL_BYTES >> 20} MiB of memory or {_TRIAL_STACK_BYTES >> 20} MiB "
@@ -61,8 +101,8 @@ class Trials:
                 hint="Simplify it: smaller bounds, less nesting, fewer intersections "
                 "(allOf, patterns with lengths, &, ~), a smaller multipleOf.",
             )
-        if reply["fault"]:
-            raise refusal(kind, reply["fault"], place=reply["place"])
+        if verdict.fault:
+            raise refusal(kind, verdict.fault, place=verdict.place)
 
     def close(self) -> None:
         """End the process; a trial in it fails."""
@@ -71,6 +111,21 @@ class Trials:
             process.kill()
         with self._lock:
             self._forget()
+
+    def _try(self, key: bytes, source: str, tokenizer: LLTokenizer) -> _Verdict:
+        with self._lock:
+            known = self._verdicts.find(key)
+            if known is not None:  # somebody has asked the same meanwhile
+                return known
+            reply = _exchange(self._running(tokenizer), source)
+            if reply is None:
+                verdict = _Verdict(is_too_complex=True)
+                if self._forget() == -signal.SIGKILL:  # by us, or where the machine lacks memory
+                    return verdict
+            else:
+                verdict = _Verdict(fault=reply["fault"], place=reply["place"])
+            self._verdicts.keep(key, verdict)
+            return verdict
 
     def _running(self, tokenizer: LLTokenizer) -> "subprocess.Popen[bytes]":
         if self._closed:
@@ -91,11 +146,19 @@ class Trials:
             raise BusyError("The process for trials did not start.")
         return self._process
 
-    def _forget(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()  # waits and closes both pipes
-            self._process = None
+    def _forget(self) -> int | None:
+        """End the process; returns its exit status, as :mod:`subprocess` has it."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()
+        process.communicate()  # waits and closes both pipes
+        return process.returncode
+
+
+def _key(kind: ConstraintKind, text: str) -> bytes:
+    # Half of a surrogate pair is refused by whoever reads the text.
+    return hashlib.sha256(f"{kind.value}\n{text}".encode("utf-8", "surrogatepass")).digest()
 
 
 def closing() -> UnavailableError:

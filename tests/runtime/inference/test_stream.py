@@ -1,5 +1,6 @@
 """``ModelStreamInfer`` from outside: a real server and our own stubs."""
 
+import asyncio
 import queue
 import time
 import urllib.request
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc
+from outpost_runtime.server.inference.message import InferResponse
+from outpost_runtime.server.inference.stream import answered
 
 from tests.support.fixtures import CLASSIFIER, DECODER
 from tests.support.serving import serving
@@ -76,6 +79,39 @@ def test_models_with_one_answer_give_it_in_the_order_of_the_requests(stub):
     requests = [_tensors(str(n), columns=1 + 97 * n % 100) for n in range(150)]
     answers = list(stub.ModelStreamInfer(iter(requests)))
     assert [answer.infer_response.id for answer in answers] == [str(n) for n in range(150)]
+
+
+class _Models:
+    """Stands for a server's models: ``text`` is decoupled, ``slow`` waits until it may go on."""
+
+    regions = None
+
+    def __init__(self):
+        self.go = asyncio.Event()
+
+    def is_decoupled(self, request):
+        return request.model == "text"
+
+    async def stream(self, request, _seconds_left):
+        yield InferResponse(model=request.model, version="1", id=request.id, outputs=())
+
+    async def infer(self, request, _seconds_left):
+        if request.model == "slow":
+            await self.go.wait()
+        return InferResponse(model=request.model, version="1", id=request.id, outputs=())
+
+
+def test_a_text_in_between_changes_nothing_of_the_order_of_the_others():
+    async def ask():
+        for model in ("slow", "text", "fast"):
+            yield pb.ModelInferRequest(model_name=model, id=model)
+
+    async def main():
+        models = _Models()
+        asyncio.get_running_loop().call_later(0.2, models.go.set)
+        return [answer.infer_response.id async for answer in answered(models, ask(), None)]
+
+    assert asyncio.run(main()) == ["text", "slow", "fast"]
 
 
 def test_what_is_wrong_with_one_request_does_not_end_the_stream(stub):

@@ -38,6 +38,22 @@ def test_parameters_have_the_names_of_generation_parameters_and_numbers_may_be_t
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "stops"),
+    [
+        ('["\\n\\n", "END"]', ["\n\n", "END"]),
+        ("[END]", ["[END]"]),
+        ("[1]", ["[1]"]),
+        ("[]", ["[]"]),
+        ('"x"', ['"x"']),
+        ("[" * 9999, ["[" * 9999]),
+    ],
+)
+def test_there_may_be_several_stop_strings(text, stops):
+    message, _ = to_generate(_request({"stop": text}))
+    assert message.parameters.stop == stops
+
+
 def test_forms_priorities_adapters_chats_and_streams():
     message, streams = to_generate(
         _request(

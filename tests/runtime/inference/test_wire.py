@@ -48,6 +48,14 @@ def test_raw_tensors_survive_the_wire(array):
     assert _sent(decoded).raw_output_contents[0] == array.tobytes()
 
 
+def test_an_input_in_shared_memory_has_no_contents():
+    request = _request(("x", "UINT8", [2], pb.InferTensorContents(uint_contents=[1, 2])))
+    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 2
+    with pytest.raises(InvalidInputError, match="has contents, too"):
+        _feeds(request)
+
+
 @given(st.lists(st.binary(max_size=9), max_size=6))
 def test_texts_and_other_bytes_survive_the_wire(elements):
     array = of_elements((len(elements), 1), elements)

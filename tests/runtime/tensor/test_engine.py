@@ -173,6 +173,49 @@ def test_a_request_past_its_deadline_is_not_run():
     assert session.runs == 1
 
 
+def test_who_stops_waiting_at_a_deadline_counts_as_failed():
+    session = Doubling()
+    session.go.clear()
+    engine = _engine(session, max_batch=1, queue=1)
+    soon = time.monotonic() + 0.1
+    running = engine.submit(_feeds(), deadline=soon)
+    assert session.entered.wait(20)
+    waiting = engine.submit(_feeds(), deadline=soon)
+    time.sleep(0.15)
+    waiting.cancel()
+    assert engine.busy == 1  # its place is free
+    session.go.set()
+    running.result(20)
+    engine.close()
+    counted = engine.statistics.snapshot()
+    assert (counted.success.count, counted.fail.count, counted.blameless) == (0, 2, 2)
+    assert session.runs == 1
+
+
+def test_in_a_full_queue_the_late_and_the_youngest_batch_work_make_room():
+    session = Doubling()
+    session.go.clear()
+    engine = _engine(session, max_batch=1, queue=3)
+    engine.submit(_feeds())
+    assert session.entered.wait(20)
+    jobs = [engine.submit(_feeds(value=n), priority=Priority.BATCH) for n in (1, 2)]
+    late = engine.submit(_feeds(), deadline=time.monotonic() - 1)
+    asked = [engine.submit(_feeds(value=n)) for n in (3, 4)]
+    with pytest.raises(DeadlineError):
+        late.result(0)
+    with pytest.raises(BusyError) as caught:
+        jobs[1].result(0)
+    assert caught.value.retry_after > 0
+    with pytest.raises(BusyError):
+        engine.submit(_feeds(), priority=Priority.BATCH)
+    session.go.set()
+    answers = [future.result(20)["y"].item() for future in (jobs[0], *asked)]
+    engine.close()
+    assert answers == [2.0, 6.0, 8.0]
+    counted = engine.statistics.snapshot()
+    assert (counted.success.count, counted.fail.count, counted.blameless) == (4, 2, 2)
+
+
 def test_several_runs_at_once_where_that_is_allowed():
     session = Doubling()
     session.go.clear()

@@ -14,6 +14,7 @@ from inference import model_config_pb2
 from outpost_runtime import __version__
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import (
+    BusyError,
     ExecutionError,
     InvalidInputError,
     NotFoundError,
@@ -43,6 +44,11 @@ from outpost_runtime.server.waiting import Crossing, aside_if_large, end_of, exc
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
 from outpost_runtime.text.model import TextModel
+
+NO_CUDA = "This server shares no CUDA memory; use system shared memory."
+NO_TRACES = "This server has no trace settings; see its metrics."
+NO_LOG_SETTINGS = "This server's log cannot be set by clients."
+"""What parts of the protocol that are not here answer, over gRPC and HTTP."""
 
 _CHANGES = 4
 
@@ -82,14 +88,14 @@ class Inference:
         )
 
     def is_model_ready(self, name: str, version: str) -> bool:
-        """Whether a model is served; one that is not known is not, which is no error.
+        """Whether a model is served; one that is not known, or being opened, is not: no error.
 
         Raises:
             InvalidInputError: The version is none.
         """
         try:
             self.model(name, version)
-        except NotFoundError:
+        except (NotFoundError, BusyError):
             return False
         return True
 
@@ -212,13 +218,14 @@ class Inference:
             )
         check_reserved(request.parameters)
         wanted = self._wanted(request, model)  # refuse before anything runs
+        deadline = deadline_of(request.parameters, time.monotonic(), seconds_left)
         future = model.engine.submit(
             request.feeds,
             priority=priority_of(request.parameters),
-            deadline=deadline_of(request.parameters, time.monotonic(), seconds_left),
+            deadline=deadline,
             sequence=sequence_of(request.parameters),
         )
-        outputs = await result_of(future, self._crossing)
+        outputs = await result_of(future, self._crossing, deadline)
         weight = sum(map(weight_of, outputs.values()))
         tensors = await aside_if_large(
             weight, lambda: tuple(self._output(model, outputs, each) for each in wanted)

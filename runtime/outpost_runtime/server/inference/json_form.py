@@ -24,6 +24,7 @@ from outpost_runtime.server.inference.message import (
     RequestedOutput,
 )
 from outpost_runtime.server.inference.parameters import (
+    MOST_PLACED,
     check_placements,
     placement_of,
     requested_output,
@@ -34,6 +35,7 @@ from outpost_runtime.tensors import NUMPY_TYPES, Array
 
 _DEEPEST = 16
 _ALL_BINARY = "binary_data_output"
+_REGION = b"shared_memory_region"
 
 
 def decode(
@@ -68,6 +70,12 @@ def decode(
         model=model, version=version, id=identity, feeds=feeds, outputs=outputs,
         parameters=parameters,
     )  # fmt: skip
+
+
+def size_of(body: bytes) -> int:
+    """Return how many bytes may have to be read to decode a body, shared memory included."""
+    may_place = _REGION in body or b"\\u" in body  # which can spell the same
+    return len(body) + MOST_PLACED * may_place
 
 
 def encode(response: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:

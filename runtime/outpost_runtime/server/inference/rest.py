@@ -15,10 +15,15 @@ from aiohttp import web
 from google.protobuf.message import Message
 
 from outpost_runtime.documents import Reader, parse_json_object
-from outpost_runtime.errors import InvalidInputError, OutpostError
+from outpost_runtime.errors import InvalidInputError, OutpostError, UnsupportedError
 from outpost_runtime.raw_tensors import of_elements
 from outpost_runtime.server.inference import json_form
-from outpost_runtime.server.inference.core import Inference
+from outpost_runtime.server.inference.core import (
+    NO_CUDA,
+    NO_LOG_SETTINGS,
+    NO_TRACES,
+    Inference,
+)
 from outpost_runtime.server.inference.json_form import parameters_of
 from outpost_runtime.server.inference.message import InferRequest, InferResponse
 from outpost_runtime.server.inference.parameters import WANTS_FINAL
@@ -27,6 +32,13 @@ from outpost_runtime.server.waiting import aside_if_large
 _TRUE, _FALSE = np.ones(1, np.bool_), np.zeros(1, np.bool_)
 
 JSON_LENGTH = "Inference-Header-Content-Length"
+
+_NOT_HERE = (
+    ("/v2/cudasharedmemory/{rest:.*}", NO_CUDA),
+    ("/v2/trace/setting", NO_TRACES),
+    ("/v2/models/{model}/trace/setting", NO_TRACES),
+    ("/v2/logging", NO_LOG_SETTINGS),
+)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -66,6 +78,8 @@ class InferenceRoutes:
             ]
         for method, path, handler in routes:
             app.router.add_route(method, path, handler)
+        for path, sentence in _NOT_HERE:
+            app.router.add_route("*", path, _refusing(sentence))
 
     async def _server(self, _: web.Request) -> web.Response:
         return _json(self._inference.server())
@@ -98,7 +112,7 @@ class InferenceRoutes:
         def decode() -> InferRequest:
             return json_form.decode(body, length, model=model, version=version, regions=regions)
 
-        asked = await aside_if_large(len(body), decode)
+        asked = await aside_if_large(json_form.size_of(body), decode)
         response = await self._inference.infer(asked, None)
         return await aside_if_large(response.weight, lambda: _answer(response, asked))
 
@@ -145,6 +159,13 @@ class InferenceRoutes:
     async def _unregister(self, request: web.Request) -> web.Response:
         self._inference.regions.unregister(request.match_info.get("region", ""))
         return web.Response()
+
+
+def _refusing(sentence: str) -> _Handler:
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        raise UnsupportedError(sentence)
+
+    return refuse
 
 
 def _answer(response: InferResponse, asked: InferRequest) -> web.Response:

@@ -10,7 +10,12 @@ from inference import grpc_service_pb2_grpc
 
 from outpost_runtime.errors import UnsupportedError
 from outpost_runtime.server.inference import wire
-from outpost_runtime.server.inference.core import Inference
+from outpost_runtime.server.inference.core import (
+    NO_CUDA,
+    NO_LOG_SETTINGS,
+    NO_TRACES,
+    Inference,
+)
 from outpost_runtime.server.inference.stream import answered
 from outpost_runtime.server.waiting import aside_if_large
 
@@ -121,23 +126,20 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Context
     ) -> NoReturn:
-        raise _NO_CUDA
+        raise UnsupportedError(NO_CUDA)
 
     async def CudaSharedMemoryRegister(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
     ) -> NoReturn:
-        raise _NO_CUDA
+        raise UnsupportedError(NO_CUDA)
 
     async def CudaSharedMemoryUnregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
     ) -> NoReturn:
-        raise _NO_CUDA
+        raise UnsupportedError(NO_CUDA)
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> NoReturn:
-        raise UnsupportedError("This server has no trace settings; see its metrics.")
+        raise UnsupportedError(NO_TRACES)
 
     async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> NoReturn:
-        raise UnsupportedError("This server's log cannot be set by clients.")
-
-
-_NO_CUDA = UnsupportedError("This server shares no CUDA memory; use system shared memory.")
+        raise UnsupportedError(NO_LOG_SETTINGS)

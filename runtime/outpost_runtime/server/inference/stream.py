@@ -68,7 +68,8 @@ async def _read(
                 answering = _Answering(inference, message.id, asked, answers, previous, told)
                 task = group.create_task(answering.run(seconds_left))
                 task.add_done_callback(lambda _: places.release())
-                previous = told
+                if not await _is_decoupled(inference, asked):  # else nobody waits for a long text
+                    previous = told
         except Exception as error:  # noqa: BLE001 - what was asked before it is still answered
             end = error
     await answers.put(end)
@@ -79,6 +80,16 @@ async def _decoded(message: pb.ModelInferRequest, regions: Regions) -> InferRequ
         return await aside_if_large(wire.size_of(message), lambda: wire.decode(message, regions))
     except OutpostError as error:
         return error
+
+
+async def _is_decoupled(inference: Inference, asked: InferRequest | Exception) -> bool:
+    """Whether any number of answers is to come; what is refused has one."""
+    if isinstance(asked, Exception):
+        return False
+    try:
+        return await inference.is_decoupled(asked)
+    except OutpostError:
+        return False
 
 
 class _Answering:
@@ -122,7 +133,6 @@ class _Answering:
             await self._previous.wait()
             await self._put(replace(response, parameters={IS_FINAL: True}))
             return
-        self._told.set()  # whoever comes later need not wait for a long text
         stream = self._inference.stream(request, seconds_left)
         async with aclosing(stream) as responses:
             async for response in responses:

@@ -3,10 +3,12 @@
 A text model is *decoupled*: with ``stream`` it gives one response per piece of text, without
 it one for all; the last one says that it is the last, or an empty one behind it does, if that
 is asked for. How the text is made is said by the request's parameters, in the names of
-``outpost.v1.GenerationParameters``. The last response has the finish reason and the numbers
-of tokens as parameters.
+``outpost.v1.GenerationParameters``; ``stop`` is one text, or a JSON list of texts. The last
+response has the finish reason, the numbers of tokens and the times, in microseconds as the
+protocol has them, as parameters.
 """
 
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
@@ -45,6 +47,7 @@ _PRIORITIES = {
 _ALIASES = {"max_tokens": "max_new_tokens"}
 _FORMS = ("json_schema", "regex", "grammar")
 _TEXTS = ("adapter", "stop", *_FORMS)
+_LONGEST_STOPS = 1 << 15
 _OWN = ("apply_chat_template", "priority", "timeout", WANTS_FINAL)
 
 
@@ -111,11 +114,22 @@ def to_generate(request: InferRequest) -> tuple[text_pb2.GenerateRequest, bool]:
         if name in parameters:
             _set_number(message.parameters, name, kind, parameters[name])
     if "stop" in parameters:
-        message.parameters.stop.append(take(parameters, "stop", str, ""))
+        message.parameters.stop.extend(_stops(take(parameters, "stop", str, "")))
     for form in _FORMS:
         if form in parameters:
             setattr(message.constraint, form, take(parameters, form, str, ""))
     return message, streams
+
+
+def _stops(text: str) -> list[str]:
+    """Return the texts of a JSON list; anything else is one text itself, such as "[END]"."""
+    try:
+        found = json.loads(text) if text.startswith("[") and len(text) < _LONGEST_STOPS else None
+    except (ValueError, RecursionError):
+        return [text]
+    if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+        return found
+    return [text]
 
 
 def _check(request: InferRequest) -> None:
@@ -176,4 +190,7 @@ def _summary(event: FinishEvent) -> dict[str, Parameter]:
         "prompt_tokens": event.prompt_tokens,
         "cached_tokens": event.cached_tokens,
         "generated_tokens": event.generated_tokens,
+        "queue_microseconds": round(event.queue_seconds * 1e6),
+        "prefill_microseconds": round(event.prefill_seconds * 1e6),
+        "decode_microseconds": round(event.decode_seconds * 1e6),
     }

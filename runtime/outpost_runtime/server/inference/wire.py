@@ -13,6 +13,7 @@ from outpost_runtime.server.inference.message import (
     InferResponse,
     OutputTensor,
     Parameter,
+    Placement,
 )
 from outpost_runtime.server.inference.parameters import (
     check_placements,
@@ -100,14 +101,24 @@ def _feeds(message: pb.ModelInferRequest, regions: Regions) -> dict[str, Array]:
             raise InvalidInputError(f"Input '{tensor.name}' is there twice.")
         shape = tuple(tensor.shape)
         if place is not None:
-            count_elements(tensor.name, tensor.datatype, shape)
-            data = regions.read(place)
-            feeds[tensor.name] = from_raw(tensor.name, tensor.datatype, shape, data)
+            feeds[tensor.name] = _placed(tensor, shape, place, regions)
         elif raw:
             feeds[tensor.name] = _raw(tensor, shape, next(rest))
         else:
             feeds[tensor.name] = _typed(tensor, shape)
     return feeds
+
+
+def _placed(
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    shape: tuple[int, ...],
+    place: Placement,
+    regions: Regions,
+) -> Array:
+    if tensor.HasField("contents"):
+        raise InvalidInputError(f"Input '{tensor.name}' is in shared memory and has contents, too.")
+    count_elements(tensor.name, tensor.datatype, shape)
+    return from_raw(tensor.name, tensor.datatype, shape, regions.read(place))
 
 
 def _raw(

@@ -41,6 +41,9 @@ class _OneModel:
     def touch(self, name):
         pass
 
+    def is_between(self, _name):
+        return False
+
 
 def test_a_timeout_is_told_while_the_model_runs_for_somebody_else():
     session = _Slow()

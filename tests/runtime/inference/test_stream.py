@@ -89,7 +89,7 @@ class _Models:
     def __init__(self):
         self.go = asyncio.Event()
 
-    def is_decoupled(self, request):
+    async def is_decoupled(self, request):
         return request.model == "text"
 
     async def stream(self, request, _seconds_left):

@@ -5,7 +5,8 @@ Rules:
 1. A page in a browser on this machine is no client: a request with another Origin than
    this server's, or (while only this machine can reach it) with a Host that is no name
    of this machine, is refused. So no web site can use the models of who visits it.
-2. Bodies are bounded, packed ones by their unpacked size; so are requests at once.
+2. Bodies are bounded, packed ones by their unpacked size, and come in bounded time; requests at
+   once are bounded, too, but for those that ask whether the server lives and what it counts.
 3. An error is ``{"error": "…"}``, with the status that belongs to it.
 """
 
@@ -23,6 +24,8 @@ from outpost_runtime.server.status import status_of
 
 MOST_REQUESTS = 256
 """Requests that may be under way at once; others are refused."""
+
+_UNCOUNTED = ("/metrics", "/v2/health/live", "/v2/health/ready")
 
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -89,10 +92,11 @@ class HttpServer:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._requests += 1
+        counted = request.path not in _UNCOUNTED
+        self._requests += counted
         try:
             self._check_origin(request)
-            if self._requests > MOST_REQUESTS:  # before a body of any of them is read
+            if counted and self._requests > MOST_REQUESTS:  # before any body is read
                 return _refusal(429, "Too many requests are under way.")
             return await handler(request)
         except asyncio.CancelledError:
@@ -108,7 +112,7 @@ class HttpServer:
                 response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
             return response
         finally:
-            self._requests -= 1
+            self._requests -= counted
 
     def _check_origin(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")

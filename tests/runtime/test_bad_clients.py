@@ -70,3 +70,53 @@ def test_a_body_may_drip_but_not_for_ever(whole, status):
         return await _answer(reader)
 
     assert _served(_reading(silent=1.0, whole=whole), client)[0] == status
+
+
+def test_a_client_that_hangs_up_is_no_incident(caplog):
+    async def handler(request):
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        request.transport.close()  # as the event loop does when the client's end is gone
+        await stream.write(b"x")
+        return stream
+
+    async def client(reader, writer):
+        writer.write(_head(0))
+        await reader.read()
+
+    _served(handler, client)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"garbage\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        _head(3, "Content-Encoding: gzip") + b"abc",
+        _head(3, "Content-Encoding: br") + b"abc",
+        _head(3, "Content-Encoding: zstd") + b"abc",
+        _head(0, "X: " + "y" * 9000),
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["no-http", "no-url", "no-gzip", "no-brotli", "no-zstd", "long-header", "no-chunk"],
+)
+def test_garbage_is_answered_and_not_logged(sent, caplog):
+    async def client(reader, writer):
+        writer.write(sent)
+        return await reader.readline()
+
+    assert _served(_reading(), client).startswith(b"HTTP/1.")
+    assert caplog.records == []
+
+
+def test_a_mistake_of_ours_is_logged_as_before(caplog):
+    async def handler(_):
+        return None
+
+    async def client(reader, writer):
+        writer.write(_head(0))
+        return await reader.readline()
+
+    assert b" 500 " in _served(handler, client)
+    assert "Missing return statement" in caplog.text

@@ -7,7 +7,9 @@ Rules:
    of this machine, is refused. So no web site can use the models of who visits it.
 2. Bodies are bounded, packed ones by their unpacked size, and come in bounded time; requests at
    once are bounded, too, but for those that ask whether the server lives and what it counts.
-3. An error is ``{"error": "…"}``, with the status that belongs to it.
+3. An error is ``{"error": "…"}``, with the status that belongs to it; only what is no HTTP is
+   answered by aiohttp itself, in plain text.
+4. What a client does wrong is not logged.
 """
 
 import asyncio
@@ -15,10 +17,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import grpc
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.server.address import Address
+from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import status_of
 
@@ -57,6 +60,7 @@ class HttpServer:
         self.app.router.add_get("/metrics", self._page)
         self._runner = web.AppRunner(
             self.app,
+            logger=listener_log(),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_SECONDS,
             handle_signals=False,
@@ -99,7 +103,7 @@ class HttpServer:
             if counted and self._requests > MOST_REQUESTS:  # before any body is read
                 return _refusal(429, "Too many requests are under way.")
             return await handler(request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientConnectionResetError):  # the client hung up
             raise
         except web.HTTPException as error:
             return _refusal(error.status, error.reason)

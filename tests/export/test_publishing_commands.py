@@ -14,6 +14,7 @@ from outpost_export.publishing.signers import PASSPHRASE_VARIABLE
 from outpost_runtime.update.trust_store import TrustStore
 
 from tests.support.publisher import NOW
+from tests.support.releases import weights, write_bundle
 from tests.support.signed_repositories import source_of
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,21 @@ def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):
         assert words in said.err, line
         assert said.out == ""
     assert sorted(path.name for path in (here / "keys").iterdir()) == before
+
+
+def test_a_publication_to_what_is_not_there_leaves_nothing_behind(here, capsys):
+    _init("--root-keys 1 --root-threshold 1 --family press")
+    write_bundle(here / "bundle", weights())
+    before = sorted(here.rglob("*"))
+    for line, words in {
+        "publish bundle --family nope --repo repo": "no family 'nope'; it has press",
+        "publish bundle --family press --repo nope": "nope is no repository",
+        "publish bundle --family press --repo nope --dry-run": "nope is no repository",
+        "collect --repo nope": "nope is no repository",
+    }.items():
+        assert _run(line) == 1, line
+        assert words in capsys.readouterr().err, line
+    assert sorted(here.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,18 @@ class Access(Protocol):
         """Add the options that say where repository and keys are; ``--repo`` among them."""
 
     def shelf(self, parsed: argparse.Namespace) -> Shelf:
-        """Return the repository's signed offers."""
+        """Return the repository's signed offers.
+
+        Raises:
+            PublishError: There is no repository.
+        """
 
     def content_key(self, parsed: argparse.Namespace, family: str) -> bytes:
-        """Return a family's current content key."""
+        """Return a family's current content key.
+
+        Raises:
+            PublishError: There is no such family, or no passphrase opens its key.
+        """
 
 
 def add_commands(

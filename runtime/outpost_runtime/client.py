@@ -26,6 +26,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.server.address import Address
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
@@ -47,12 +48,15 @@ class Client:
 
     Args:
         address: ``host:port`` of the server's gRPC listener.
+
+    Raises:
+        ConfigurationError: The address is none.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._address = address
+        self._address = Address.parse(address)
         options = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
-        self._channel = grpc.insecure_channel(address, options)
+        self._channel = grpc.insecure_channel(str(self._address), options)
         self._text = text_pb2_grpc.TextStub(self._channel)
         self._embeddings = embeddings_pb2_grpc.EmbeddingsStub(self._channel)
         self._adapters = adapters_pb2_grpc.AdaptersStub(self._channel)

@@ -69,7 +69,9 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise ConfigurationError("A run needs at least one thread.")
+            raise ConfigurationError(
+                "A run needs at least one thread.", hint="Ask for one or more, or for no number."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -79,7 +79,9 @@ def read_settings(
                 hint=f"It has {', '.join(sorted(names)) or 'none'}.",
             )
     except (OSError, ValueError) as error:  # of TOML and of UTF-8
-        raise ConfigurationError(f"{path} cannot be read: {error}.") from error
+        raise ConfigurationError(
+            f"{path} cannot be read: {error}.", hint="Name a TOML file that you may read."
+        ) from error
     except InvalidInputError as error:
         raise ConfigurationError(error.message, hint="Correct it and start again.") from error
     return Settings(models=lambda name: found.get(name, default), update=update or UpdatePolicy())

@@ -52,6 +52,17 @@ def _key(granting, family="press"):
     return current_content_key(granting.contents, family)
 
 
+def test_the_list_is_written_for_the_publisher_only_and_read_without_an_alarm(
+    granting, box, tmp_path, caplog
+):
+    granting.grant(box_of(box.identity), ["press"])
+    granting.grant(box_of(box.identity), ["vision"])
+    assert [found.families for found in granting.roster.all()] == [("press", "vision")]
+    (path,) = (tmp_path / "publisher" / "recipients").glob("*.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert caplog.records == []
+
+
 def test_a_granted_box_decrypts_what_was_encrypted_before_and_nothing_is_encrypted_again(
     granting, box
 ):

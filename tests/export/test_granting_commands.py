@@ -12,6 +12,7 @@ from outpost_runtime.errors import TrustError
 from outpost_runtime.update.device_identity import encode_identity
 
 from tests.support.boxes import Box
+from tests.support.signed_repositories import KeyBag, new_repository
 
 PASSPHRASE = "correct horse battery staple"  # noqa: S105 - of keys that live as long as a test
 
@@ -22,8 +23,16 @@ def box(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path):
-    (tmp_path / "repository").mkdir()
+def families():
+    return ("press", "vision")
+
+
+@pytest.fixture
+def run(tmp_path, families):
+    bag = KeyBag()
+    new_repository(tmp_path / "repository", bag, families=families, root_keys=1)
+    (tmp_path / "publisher").mkdir()
+    (tmp_path / "publisher" / "root.json").write_bytes(bag.root())
     places = ["--repo", str(tmp_path / "repository"), "--keys", str(tmp_path / "publisher")]
 
     def run(*arguments):
@@ -95,6 +104,25 @@ def test_a_file_that_is_no_identity_is_named(run, tmp_path):
         run("grant", str(tmp_path / "device.json"), "--family", "press")
 
 
+def test_a_grant_without_a_family_is_of_all_that_the_repository_has(run, identity_file, capsys):
+    assert run("grant", str(identity_file)) == 0
+    output = capsys.readouterr().out
+    assert "'vision' is new" in output
+    assert "Granted press, vision to box" in output
+
+
+@pytest.mark.parametrize(
+    "words", [["grant", "device.json", "--family", "pres"], ["new-content-key", "pres"]]
+)
+@pytest.mark.usefixtures("identity_file")
+def test_a_family_that_is_not_there_gets_no_keys(run, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PublishError, match="no family 'pres'; it has press, vision"):
+        run(*words)
+    assert [path.name for path in (tmp_path / "publisher").iterdir()] == ["root.json"]
+
+
+@pytest.mark.parametrize("families", [()])
 def test_a_grant_of_all_families_where_there_are_none_is_refused(run, identity_file):
     with pytest.raises(PublishError, match="No family"):
         run("grant", str(identity_file))

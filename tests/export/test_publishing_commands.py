@@ -12,10 +12,13 @@ from types import SimpleNamespace
 import pytest
 from outpost_export.cli import _parser, main
 from outpost_export.publishing import key_files
+from outpost_export.publishing.cli import _window
 from outpost_export.publishing.signers import PASSPHRASE_VARIABLE
+from outpost_runtime.update.offer import Rollout
 from outpost_runtime.update.trust_store import TrustStore
 
 from tests.support.publisher import NOW
+from tests.support.releases import weights, write_bundle
 from tests.support.signed_repositories import source_of
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +112,8 @@ def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):
         "keys rotate nobody --repo repo": "There is no role",
         "keys rotate root --replace ffff --repo repo": "not one",
         "keys family Press --repo repo": "cannot be called",
+        "keys create ../../evil": "There is no role",
+        "keys create family-../evil": "cannot be called",
         "keys withdraw press --repo repo": "no family",
         "rollout press --repo repo": "Say what shall change",
         "rollout press --halt --repo repo": "offers no 'press'",
@@ -123,12 +128,30 @@ def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):
     assert sorted(path.name for path in (here / "keys").iterdir()) == before
 
 
+def test_a_publication_to_what_is_not_there_leaves_nothing_behind(here, capsys):
+    _init("--root-keys 1 --root-threshold 1 --family press")
+    write_bundle(here / "bundle", weights())
+    before = sorted(here.rglob("*"))
+    for line, words in {
+        "publish bundle --family nope --repo repo": "no family 'nope'; it has press",
+        "publish bundle --family press --repo nope": "nope is no repository",
+        "publish bundle --family press --repo nope --dry-run": "nope is no repository",
+        "collect --repo nope": "nope is no repository",
+    }.items():
+        assert _run(line) == 1, line
+        assert words in capsys.readouterr().err, line
+    assert sorted(here.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "rollout press --percent 101 --repo repo",
         "rollout press --percent 5 --halt --repo repo",
         "rollout press --not-before soon --repo repo",
+        "collect --grace nan --repo repo",
+        "collect --grace 1e400 --repo repo",
+        "collect --grace -1 --repo repo",
         "refresh --days 0 --repo repo",
         "keys --repo repo",
     ],
@@ -136,6 +159,12 @@ def test_a_mistake_makes_no_key_and_says_one_thing(here, capsys):
 def test_an_option_that_cannot_be_is_refused_by_the_command_line(line):
     with pytest.raises(SystemExit):
         _run(line)
+
+
+def test_a_window_is_shown_in_universal_time():
+    rollout = Rollout(not_before=1_796_083_200, not_after=1_796_169_600)
+    assert _window(rollout) == ", not before 2026-12-01T00:00Z, not after 2026-12-02T00:00Z"
+    assert _window(Rollout()) == ""
 
 
 def test_root_keys_go_to_their_own_folders_with_their_own_passphrases(here, monkeypatch):

@@ -140,6 +140,19 @@ def test_a_rollout_is_changed_without_a_new_release(repository, bag, box):
     assert box.refresh(source_of(repository.folder), NOW).offers == (halted,)
 
 
+def test_a_rollout_does_not_end_before_it_begins_but_is_always_halted(repository, bag):
+    _publish(repository, bag)
+    set_rollout(repository, "press", RolloutChange(not_before=200), bag, NOW)
+    with pytest.raises(PublishError, match="would end before it begins"):
+        set_rollout(repository, "press", RolloutChange(not_after=100), bag, NOW)
+    window = RolloutChange(not_before=100, not_after=200)
+    (signed,) = set_rollout(repository, "press", window, bag, NOW)
+    assert (signed.offer.rollout.not_before, signed.offer.rollout.not_after) == (100, 200)
+    halt = RolloutChange(percent=0)
+    turned = Rollout(not_before=2, not_after=1)  # of a publisher who did not look
+    assert halt.applied(turned) == dataclasses.replace(turned, percent=0)
+
+
 def test_a_halt_reaches_every_target_of_the_newest_version_or_one_release(repository, bag):
     _publish(repository, bag)
     _publish(repository, bag, version="2")

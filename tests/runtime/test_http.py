@@ -1,13 +1,17 @@
 """The HTTP form from outside: a real server and plain requests."""
 
+import contextlib
 import gzip
 import http.client
 import json
+import socket
 import struct
+import time
 import zlib
 
 import pytest
 from outpost_runtime.bundle import read_bundle
+from outpost_runtime.server.http import MOST_REQUESTS
 
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER, EMBEDDER
 from tests.support.serving import serving
@@ -162,6 +166,27 @@ def test_a_body_is_bounded_and_a_packed_one_by_what_it_unpacks_to(ask):
     assert ask("POST", _INFER, packed, Content_Encoding="gzip").status == 413
     assert ask("POST", _INFER, b"not packed", Content_Encoding="gzip").status == 400
     assert ask("GET", "/v2/health/live").status == 200
+
+
+def test_half_sent_bodies_do_not_hide_whether_the_server_lives(server, ask):
+    host, port = server.http.split(":")
+    head = f"POST {_INFER} HTTP/1.1\r\nHost: {server.http}\r\nContent-Length: 50\r\n\r\nx"
+    with contextlib.ExitStack() as held:
+        for _ in range(MOST_REQUESTS):
+            connection = held.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(head.encode())
+        _until(lambda: ask("GET", "/v2").status == 429)
+        assert ask("GET", "/v2/health/ready").status == 200
+        assert ask("GET", "/v2/health/live").status == 200
+        assert ask("GET", "/metrics").status == 200
+    _until(lambda: ask("GET", "/v2").status == 200)
+
+
+def _until(happens):
+    until = time.monotonic() + 30
+    while not happens():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_pages_of_web_sites_cannot_use_the_server(ask):

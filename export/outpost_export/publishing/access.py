@@ -43,11 +43,23 @@ class RepositoryAccess:
         self._folders_of = folders_of
 
     def shelf(self, parsed: argparse.Namespace) -> Shelf:
-        """Return the repository's signed offers."""
-        return SignedShelf(self._repository_of(parsed), self._signers_of(parsed), time.time)
+        """Return the repository's signed offers.
+
+        Raises:
+            PublishError: There is no repository.
+        """
+        repository = self._repository_of(parsed)
+        repository.check_exists()  # before its folder is made, for blocks
+        return SignedShelf(repository, self._signers_of(parsed), time.time)
 
     def content_key(self, parsed: argparse.Namespace, family: str) -> bytes:
-        """Return a family's current content key; its first one is made."""
+        """Return a family's current content key; its first one is made.
+
+        Raises:
+            PublishError: There is no such family, or the passphrase does not open its key.
+            StoreError: The folder cannot be written.
+        """
+        self._repository_of(parsed).read(self._signers_of(parsed)).check_family(family)
         passphrases = Passphrases(ask_passphrase, ask_new_passphrase)
         files = content_keys(self._folders_of(parsed)[0], passphrases)
         return current_content_key(files, family).secret

@@ -146,6 +146,17 @@ def renew(repository: Repository, role: str, signers: Signers, now: float) -> No
             draft.changed.add(name)
 
 
+def check_role(role: str) -> None:
+    """Refuse what cannot be the name of a role of any repository.
+
+    Raises:
+        PublishError: It cannot.
+    """
+    _tuf_roles(role)
+    if role.startswith(FAMILY_ROLE):
+        _check_name(role.removeprefix(FAMILY_ROLE))
+
+
 def _delegate(draft: Draft, family: str, key: Key) -> None:
     role = FAMILY_ROLE + family
     draft.delegated[role] = delegation(family, [], 1)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from outpost_runtime.update.metadata import Key
+from outpost_runtime.update.offer import Rollout
 
 from outpost_export.errors import PublishError
 from outpost_export.publishing import ceremony, granting_commands, publish_cli, system_cli
@@ -186,6 +187,7 @@ def _init(parsed: argparse.Namespace) -> int:
 
 
 def _create(parsed: argparse.Namespace) -> int:
+    ceremony.check_role(parsed.role)
     make_key(parsed.keys, parsed.role, ask_new_passphrase(str(parsed.keys)))
     _say(f"Hand the .pub file in {parsed.keys} to whoever holds the targets key.")
     return 0
@@ -250,8 +252,16 @@ def _rollout(parsed: argparse.Namespace) -> int:
         offer = signed.offer
         rings = ", ".join(offer.rollout.rings) or "every ring"
         _say(f"{offer.name} {offer.version} ({offer.target}), release {offer.release}: "
-             f"{offer.rollout.percent} % of {rings}")  # fmt: skip
+             f"{offer.rollout.percent} % of {rings}{_window(offer.rollout)}")  # fmt: skip
     return 0
+
+
+def _window(rollout: Rollout) -> str:
+    return "".join(
+        f", not {word} {datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%MZ}"
+        for word, moment in (("before", rollout.not_before), ("after", rollout.not_after))
+        if moment is not None
+    )
 
 
 def _new_key(parsed: argparse.Namespace, role: str) -> ceremony.MakeKey:

@@ -15,7 +15,9 @@ from outpost_export.publishing.content_key_files import (
 )
 from outpost_export.publishing.grants import Granting, box_of
 from outpost_export.publishing.key_files import Ask
+from outpost_export.publishing.repository import Repository
 from outpost_export.publishing.roster import Recipient, Roster
+from outpost_export.publishing.signers import KeyFolders
 
 _GRANT_HELP = """\
 Let a box or a group decrypt the models of families. Its identity is a file that 'outpost
@@ -117,7 +119,7 @@ def _grant(parsed: argparse.Namespace) -> int:
         granting.write_again(everybody)
         _say(f"Wrote the keys of {len(everybody)} boxes and groups into {parsed.repo} again.")
         return 0
-    recipient, families = _found(granting, parsed.recipient), _named(granting, parsed)
+    recipient, families = _found(granting, parsed.recipient), _delegated(parsed, parsed.family)
     for family in families:
         if family not in granting.contents.names():
             _say(f"'{family}' is new; its first content key is made.")
@@ -172,7 +174,9 @@ def _say_renewed(group: Recipient, gone: int, parsed: argparse.Namespace) -> Non
 
 
 def _renew(parsed: argparse.Namespace) -> int:
-    secret = _granting(parsed).renew(parsed.family)
+    granting = _granting(parsed)
+    (family,) = _delegated(parsed, [parsed.family])
+    secret = granting.renew(family)
     _say(
         f"'{secret.name}' has the content key {secret.key[:12]} from now on, its number "
         f"{secret.number}; publish its models again."
@@ -209,6 +213,20 @@ def _found(granting: Granting, text: str) -> Recipient:
             hint="Name the file of a box's identity, or make it with 'outpost-export keys group'.",
         )
     return group
+
+
+def _delegated(parsed: argparse.Namespace, named: list[str] | None) -> list[str]:
+    """Return the named families, all if none is, of those that the repository has."""
+    signers = KeyFolders([parsed.keys], parsed.passphrases.existing)
+    published = Repository(parsed.repo).read(signers)
+    for family in named or ():
+        published.check_family(family)
+    families = named or list(published.families)
+    if not families:
+        raise PublishError(
+            "No family is in this repository yet.", hint="'outpost-export keys family' makes one."
+        )
+    return families
 
 
 def _named(granting: Granting, parsed: argparse.Namespace) -> list[str]:

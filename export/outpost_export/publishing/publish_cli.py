@@ -28,6 +28,7 @@ Removes what no signed metadata names any more, and has not for the grace period
 differences of withdrawn releases, and what a publication left that was cut off.
 """
 _DAY = 86_400
+_MOST_DAYS = 3650
 _MEGABYTE = 1e6
 
 
@@ -38,10 +39,18 @@ class Access(Protocol):
         """Add the options that say where repository and keys are; ``--repo`` among them."""
 
     def shelf(self, parsed: argparse.Namespace) -> Shelf:
-        """Return the repository's signed offers."""
+        """Return the repository's signed offers.
+
+        Raises:
+            PublishError: There is no repository.
+        """
 
     def content_key(self, parsed: argparse.Namespace, family: str) -> bytes:
-        """Return a family's current content key."""
+        """Return a family's current content key.
+
+        Raises:
+            PublishError: There is no such family, or no passphrase opens its key.
+        """
 
 
 def add_commands(
@@ -64,7 +73,7 @@ def add_commands(
     )
     access.add_arguments(parser)
     parser.add_argument(
-        "--grace", type=float, default=30, metavar="DAYS", help="wait so long (default: 30)"
+        "--grace", type=_days, default=30, metavar="DAYS", help="wait so long (default: 30)"
     )
     parser.add_argument("--dry-run", action="store_true", help="show it, and remove nothing")
     parser.set_defaults(run=lambda parsed: _collect(parsed, access))
@@ -110,6 +119,13 @@ def _add_publish(parser: argparse.ArgumentParser, access: Access) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="show it, and write nothing")
     parser.set_defaults(run=lambda parsed: _publish(parsed, access))
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= _MOST_DAYS:  # what is no number, too
+        raise argparse.ArgumentTypeError(f"must be between 0 and {_MOST_DAYS}")
+    return days
 
 
 def _publish(parsed: argparse.Namespace, access: Access) -> int:

@@ -37,11 +37,22 @@ class RolloutChange:
     not_after: int | None = None
 
     def applied(self, rollout: Rollout) -> Rollout:
-        """Return a roll-out with the changes."""
+        """Return a roll-out with the changes.
+
+        Raises:
+            PublishError: It would end before it begins.
+        """
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return dataclasses.replace(
-            rollout, **{name: value for name, value in fields.items() if value is not None}
-        )
+        said = {name: value for name, value in fields.items() if value is not None}
+        changed = dataclasses.replace(rollout, **said)
+        begin, end = changed.not_before, changed.not_after
+        moves = "not_before" in said or "not_after" in said  # a halt is never refused
+        if moves and begin is not None and end is not None and begin > end:
+            raise PublishError(
+                "The roll-out would end before it begins.",
+                hint="Give --not-before and --not-after; what is not given stays as it was.",
+            )
+        return changed
 
 
 def add_release(
@@ -107,7 +118,8 @@ def set_rollout(
 
     Raises:
         NotFoundError: There is no such name or release.
-        PublishError: No box could read the offer, or a key is missing.
+        PublishError: No box could read the offer, a roll-out would end before it begins, or a key is
+            missing.
     """
     with repository.editing(signers, now) as draft:
         changed = []

@@ -104,7 +104,7 @@ class Repository:
                 signers' root, or a box would refuse what would be.
             BusyError: Another publisher is at work on it.
         """
-        self._check_exists()
+        self.check_exists()
         with self._held():
             draft = self.read(signers)
             yield draft
@@ -113,6 +113,18 @@ class Repository:
     def exists(self) -> bool:
         """Say whether there is a repository."""
         return bool(self._root_versions())
+
+    def check_exists(self) -> None:
+        """Refuse a folder that is no repository.
+
+        Raises:
+            PublishError: It is none.
+        """
+        if not self.exists():
+            raise PublishError(
+                f"{self.folder} is no repository.",
+                hint="Make one with 'outpost-export keys init'.",
+            )
 
     def add_file(self, path: str, data: bytes) -> None:
         """Write a file that is named by its content.
@@ -138,7 +150,7 @@ class Repository:
             PublishError: There is no repository, or no root to judge it by.
             TrustError: It is not signed by the keys that lead on from that root.
         """
-        self._check_exists()
+        self.check_exists()
         root = self._follow_root(signers)
         timestamps = {
             medium: read_timestamp(root, self._get(f"{medium.value}.json"), medium)
@@ -198,13 +210,6 @@ class Repository:
             _, _, name = path.name.partition(".")
             self._write(self._metadata / name, path.read_bytes())
         shutil.rmtree(staged, ignore_errors=True)
-
-    def _check_exists(self) -> None:
-        if not self.exists():
-            raise PublishError(
-                f"{self.folder} is no repository.",
-                hint="Make one with 'outpost-export keys init'.",
-            )
 
     def _root_versions(self) -> list[int]:
         names = [path.name.split(".")[0] for path in self._metadata.glob("*.root.json")]

@@ -12,11 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime.bundle import write_durably
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.update.content_keys import recipient_id
-from outpost_runtime.update.secret_files import private_folder, read_secret
+from outpost_runtime.update.secret_files import private_folder, read_secret, replace_secret
 
 from outpost_export.errors import PublishError
 
@@ -103,7 +102,7 @@ class Roster:
             "groups": list(recipient.groups),
         }
         with private_folder(self._folder):
-            write_durably(self._folder / f"{recipient.id}.json", canonical_json(document))
+            replace_secret(self._folder / f"{recipient.id}.json", canonical_json(document))
 
     def remove(self, recipient: str) -> None:
         """Take a recipient off the list by its id.

@@ -87,8 +87,8 @@ class Draft:
             raise AssertionError("top-level targets of ours delegate by name")
         return delegations.roles
 
-    def family(self, name: str) -> Targets:
-        """Return a family's targets, to be changed and signed.
+    def check_family(self, name: str) -> None:
+        """Refuse a family that there is not.
 
         Raises:
             PublishError: It is not delegated.
@@ -99,6 +99,14 @@ class Draft:
                 f"This repository has no family '{name}'; it has {known}.",
                 hint="Make it with 'outpost-export keys family'.",
             )
+
+    def family(self, name: str) -> Targets:
+        """Return a family's targets, to be changed and signed.
+
+        Raises:
+            PublishError: It is not delegated.
+        """
+        self.check_family(name)
         self.changed.add(FAMILY_ROLE + name)
         return self.families[name]
 

@@ -3,13 +3,15 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpost_runtime.cli.storing import add_store_option
-from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.errors import ConfigurationError, StoreError
 
 if TYPE_CHECKING:
+    from outpost_runtime.update.device import DeviceFile
     from outpost_runtime.update.planning import Plan
     from outpost_runtime.update.policy import UpdatePolicy
     from outpost_runtime.update.sources import Sources
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
 
 _MAX_ROOT_BYTES = 512_000
 _TPM = "device:/dev/tpmrm0"
+_SAID = {
+    "model": "--model",
+    "rings": "--ring",
+    "names": "--want",
+    "targets": "--target",
+    "sources": "--repo",
+}
+"""What a box is told, as its file calls it, and with which option."""
+_PROVISION_HELP = """\
+Tell a new box whom to trust, who it is and where to ask. Done again, it replaces everything but the
+box's keys: what is not said again is not so any more. What has changed is shown.
+"""
 
 
 def add_commands(commands: "Commands") -> None:
@@ -55,7 +69,9 @@ def add_commands(commands: "Commands") -> None:
 
 def _add_provision(commands: "Commands") -> None:
     provision = commands.add_parser(
-        "provision", help="tell a new box, once, whom to trust and where to ask"
+        "provision",
+        help="tell a new box, once, whom to trust and where to ask",
+        description=_PROVISION_HELP,
     )
     provision.add_argument(
         "--root", type=Path, required=True, metavar="FILE", help="the publisher's root.json"
@@ -104,8 +120,9 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
 
 def _provision(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.box import IDENTITY, Provisioning, provision  # noqa: PLC0415
+    from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
 
-    policy_of(parsed.config)
+    open_sources(parsed.repo, policy_of(parsed.config))  # before anything is written
     try:
         with parsed.root.open("rb") as file:
             root = file.read(_MAX_ROOT_BYTES)
@@ -114,6 +131,7 @@ def _provision(parsed: argparse.Namespace) -> int:
             f"{parsed.root} cannot be read: {error.strerror or error}.",
             hint="Bring the publisher's root.json over a way that you trust.",
         ) from error
+    before = _provisioned_before(parsed.store)
     box = provision(
         parsed.store,
         root,
@@ -126,12 +144,35 @@ def _provision(parsed: argparse.Namespace) -> int:
             tpm=parsed.tpm,
         ),
     )
+    for line in _replaced(before, box.device) if before else ():
+        sys.stdout.write(f"{line}\n")
     sys.stdout.write(
         f"This box is {box.device.id[:16]}, a {box.device.model}. Its keys: {box.own.describe()}\n"
         f"Bring {parsed.store / IDENTITY} to the publisher, who lets it read the models:\n"
         f"  outpost-export keys grant {IDENTITY} --repo REPO --keys KEYS\n"
     )
     return 0
+
+
+def _provisioned_before(store: Path) -> "DeviceFile | None":
+    from outpost_runtime.update.device import is_provisioned, read_device  # noqa: PLC0415
+
+    try:
+        return read_device(store) if is_provisioned(store) else None
+    except StoreError:
+        return None  # damaged, which provisioning mends
+
+
+def _replaced(before: "DeviceFile", after: "DeviceFile") -> Iterator[str]:
+    """Yield a line for each thing that an operator had said otherwise of a box."""
+    for name, option in _SAID.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            yield f"{option} was {_shown(old)} and is {_shown(new)} now."
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else ", ".join(value) or "not said"
 
 
 def _sync(parsed: argparse.Namespace) -> int:

@@ -1,9 +1,12 @@
 """Where a server listens."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from outpost_runtime.errors import ConfigurationError
+
+_PORT = re.compile("[0-9]{1,5}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,10 +23,10 @@ class Address:
         Raises:
             ConfigurationError: The text is something else.
         """
-        host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 0xFFFF:  # noqa: PLR2004
+        host, _, port = text.rpartition(":")
+        if not host or "/" in host or not _PORT.fullmatch(port) or int(port) > 0xFFFF:  # noqa: PLR2004
             raise ConfigurationError(
-                f"'{text}' is not an address.", hint="Write HOST:PORT, such as 127.0.0.1:8001."
+                f"'{text[:80]}' is not an address.", hint="Write HOST:PORT, such as 127.0.0.1:8001."
             )
         return cls(host=host.strip("[]"), port=int(port))
 

@@ -5,8 +5,11 @@ Rules:
 1. A page in a browser on this machine is no client: a request with another Origin than
    this server's, or (while only this machine can reach it) with a Host that is no name
    of this machine, is refused. So no web site can use the models of who visits it.
-2. Bodies are bounded, packed ones by their unpacked size; so are requests at once.
-3. An error is ``{"error": "…"}``, with the status that belongs to it.
+2. Bodies are bounded, packed ones by their unpacked size, and come in bounded time; requests at
+   once are bounded, too, but for those that ask whether the server lives and what it counts.
+3. An error is ``{"error": "…"}``, with the status that belongs to it; only what is no HTTP is
+   answered by aiohttp itself, in plain text.
+4. What a client does wrong is not logged.
 """
 
 import asyncio
@@ -14,15 +17,18 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import grpc
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.server.address import Address
+from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import status_of
 
 MOST_REQUESTS = 256
 """Requests that may be under way at once; others are refused."""
+
+_UNCOUNTED = ("/metrics", "/v2/health/live", "/v2/health/ready")
 
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -54,6 +60,7 @@ class HttpServer:
         self.app.router.add_get("/metrics", self._page)
         self._runner = web.AppRunner(
             self.app,
+            logger=listener_log(),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_SECONDS,
             handle_signals=False,
@@ -89,13 +96,14 @@ class HttpServer:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._requests += 1
+        counted = request.path not in _UNCOUNTED
+        self._requests += counted
         try:
             self._check_origin(request)
-            if self._requests > MOST_REQUESTS:  # before a body of any of them is read
+            if counted and self._requests > MOST_REQUESTS:  # before any body is read
                 return _refusal(429, "Too many requests are under way.")
             return await handler(request)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientConnectionResetError):  # the client hung up
             raise
         except web.HTTPException as error:
             return _refusal(error.status, error.reason)
@@ -108,7 +116,7 @@ class HttpServer:
                 response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
             return response
         finally:
-            self._requests -= 1
+            self._requests -= counted
 
     def _check_origin(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")

@@ -196,6 +196,15 @@ def test_a_client_that_hangs_up_does_not_take_the_file_from_the_others(upstream,
     assert _file(tmp_path).read_bytes() == DATA
 
 
+@pytest.mark.parametrize("sent", [b"garbage\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n"])
+def test_what_is_no_http_is_answered_and_not_logged(url, caplog, sent):
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(sent)
+        assert client.recv(100).startswith(b"HTTP/1.")
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("wrong", [bytes(200_000), DATA[:-1], DATA + b"x", b""], ids=len)
 @pytest.mark.incident("a source that lies", where="to a mirror")
 def test_wrong_bytes_are_cut_off_and_not_kept_and_right_ones_come_later(

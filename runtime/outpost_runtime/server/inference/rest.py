@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from outpost_runtime.documents import Reader, parse_json_object
 from outpost_runtime.errors import InvalidInputError, OutpostError, UnsupportedError
 from outpost_runtime.raw_tensors import of_elements
+from outpost_runtime.server.bad_clients import read_body
 from outpost_runtime.server.inference import json_form
 from outpost_runtime.server.inference.core import (
     NO_CUDA,
@@ -107,7 +108,8 @@ class InferenceRoutes:
 
     async def _infer(self, request: web.Request) -> web.Response:
         model, version = _named(request)
-        body, length, regions = await request.read(), _json_length(request), self._inference.regions
+        body, length = await read_body(request), _json_length(request)
+        regions = self._inference.regions
 
         def decode() -> InferRequest:
             return json_form.decode(body, length, model=model, version=version, regions=regions)
@@ -197,7 +199,7 @@ def _json_length(request: web.Request) -> int | None:
 
 
 async def _table(request: web.Request) -> Reader:
-    body = await request.read()
+    body = await read_body(request)
     return parse_json_object(body or b"{}", path="request")
 
 

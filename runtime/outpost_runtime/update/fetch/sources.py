@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.fetch.folder import FolderFetcher
 from outpost_runtime.update.fetch.http import HttpFetcher
@@ -16,8 +17,12 @@ def open_source(
         window: Of connections; see :class:`HttpFetcher`.
 
     Raises:
-        ConfigurationError: The URL or the certificates are of no use.
+        ConfigurationError: The URL or the certificates are of no use, or nothing is named.
     """
+    if not location:
+        raise ConfigurationError(
+            "A repository has an address or a folder.", hint="Name one with --repo."
+        )
     if "://" in location:
         return HttpFetcher(location, ca_bundle=ca_bundle, window=window)
     return FolderFetcher(Path(location))

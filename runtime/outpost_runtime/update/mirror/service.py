@@ -27,6 +27,7 @@ from outpost_runtime.errors import (
     OutpostError,
 )
 from outpost_runtime.server.address import Address
+from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.fetch.paths import RepositoryPath, repository_path
 from outpost_runtime.update.mirror.cache import MirrorCache
@@ -91,6 +92,7 @@ class Mirror:
         app.router.add_get("/{path:.*}", self._get, allow_head=False)
         self._runner = web.AppRunner(
             app,
+            logger=listener_log(),
             access_log=None,
             shutdown_timeout=_SHUTDOWN_SECONDS,
             keepalive_timeout=_KEEPALIVE_SECONDS,

@@ -118,7 +118,7 @@ def set_rollout(
 
     Raises:
         NotFoundError: There is no such name or release.
-        PublishError: No box could read the offer, it would end before it begins, or a key is missing.
+        PublishError: No box could read the offer, it ends before it begins, or a key is missing.
     """
     with repository.editing(signers, now) as draft:
         changed = []

@@ -99,7 +99,10 @@ def _rollback(parsed: argparse.Namespace) -> int:
     def decide(slots: dict[str, Slot]) -> Change:
         slot = slots[parsed.name]
         if slot.active is None or slot.previous is None:
-            raise StoreError(f"'{parsed.name}' has no previous bundle to go back to.")
+            raise StoreError(
+                f"'{parsed.name}' has no previous bundle to go back to.",
+                hint="'outpost history' shows what it has had.",
+            )
         return going_back(store, slots, parsed.name, parsed.reason, int(time.time()))
 
     change = store.change(decide)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outpost_runtime.bundle import read_bundle, verify
-from outpost_runtime.errors import OutpostError
+from outpost_runtime.cli.ending import ended
 from rich.console import Console
 
 from outpost_export.publishing.cli import add_commands as add_publishing_commands
@@ -61,20 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except OutpostError as error:
-        sys.stderr.write(f"outpost-export: {error.message}\n")
-        if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
-        return 1
+        return ended("outpost-export", lambda: parsed.run(parsed))
     except KeyboardInterrupt:
         sys.stderr.write("outpost-export: stopped; nothing was written.\n")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:

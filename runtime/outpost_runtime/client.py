@@ -15,6 +15,7 @@ from outpost.v1 import (
     text_pb2_grpc,
 )
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
@@ -26,7 +27,6 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from outpost_runtime.server.address import Address
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 

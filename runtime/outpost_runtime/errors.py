@@ -77,6 +77,14 @@ class StoreError(OutpostError):
     """The store on this device cannot be used as asked."""
 
 
+def unreadable(what: object, error: OSError) -> StoreError:
+    """Return what is said where a store, or a part of it, may not be read."""
+    return StoreError(
+        f"{what} cannot be read: {error.strerror or error}.",
+        hint="Run the command as the user whose store it is.",
+    )
+
+
 class TrustError(OutpostError):
     """What came may not be used: unsigned, expired, rolled back, or for another box."""
 

@@ -87,14 +87,17 @@ def measure_run(
 
 
 def measured_numbers(interface: TensorInterface, feeds: Mapping[str, Array]) -> int:
-    """Return how many numbers clients send for the run whose bytes :func:`measure_run` tells."""
+    """Return how many numbers clients send for the run whose bytes :func:`measure_run` tells.
+
+    At least one: golden inputs may be empty.
+    """
     kept = {state.input for state in interface.states}
     shapes = [
         _enlarged_shape(spec, feeds[spec.name], interface, interface.max_batch)
         for spec in interface.inputs
         if spec.name not in kept
     ]
-    return sum(map(math.prod, shapes))
+    return max(sum(map(math.prod, shapes)), 1)
 
 
 def has_open_sizes(interface: TensorInterface) -> bool:

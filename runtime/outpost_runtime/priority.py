@@ -9,6 +9,8 @@ work goes on, slowly, however busy the others are. A run that has begun is not s
 import enum
 import threading
 
+from outpost_runtime.errors import BusyError
+
 LONGEST_HOLD = 1.0
 """Seconds that a batch run lets interactive work of other models go first."""
 
@@ -21,6 +23,11 @@ class Priority(enum.IntEnum):
 
     INTERACTIVE = 0
     BATCH = 1
+
+
+def lost_place() -> BusyError:
+    """Return what a batch request is told that has lost its place in a queue."""
+    return BusyError("An interactive request has taken this batch request's place.")
 
 
 class Precedence:

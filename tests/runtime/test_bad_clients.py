@@ -5,7 +5,7 @@ import json
 
 import pytest
 from aiohttp import web
-from outpost_runtime.server.address import Address
+from outpost_runtime.address import Address
 from outpost_runtime.server.bad_clients import read_body
 from outpost_runtime.server.http import HttpServer
 from outpost_runtime.server.metrics import Metrics

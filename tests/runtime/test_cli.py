@@ -1,6 +1,7 @@
 """The command as users type it."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from outpost_runtime import golden_file
 from outpost_runtime.bundle import describe_file, read_bundle, write_manifest
+from outpost_runtime.cli.ending import ended
 
 from tests.support.fixtures import CLASSIFIER, DECODER, EMBEDDER
 from tests.support.serving import serving
@@ -82,6 +84,16 @@ def test_a_file_in_place_of_a_store_is_one_message_and_one_hint(tmp_path):
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == 2
+
+
+def test_what_the_disk_refuses_any_command_is_one_message_and_one_hint(capsys):
+    def run():
+        raise PermissionError(errno.EACCES, "Permission denied", "keys")
+
+    assert ended("outpost-export", run) == 1
+    message, hint = capsys.readouterr().err.splitlines()
+    assert message == "outpost-export: keys: Permission denied."
+    assert hint.startswith("  ")
 
 
 @pytest.mark.parametrize("at", ['"x"', "1e30", "[1]", "-1e300"])

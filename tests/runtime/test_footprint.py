@@ -93,6 +93,11 @@ def test_the_numbers_of_the_measured_run_and_whether_clients_can_send_more(
     assert has_open_sizes(interface) is has_open
 
 
+def test_golden_inputs_may_be_empty():
+    empty = {name: array[:, :0] for name, array in _FEEDS.items()}
+    assert measured_numbers(_interface(0), empty) == 1
+
+
 @pytest.mark.parametrize("folder", [CLASSIFIER, EMBEDDER])
 def test_values_are_such_that_the_model_knows_them(folder):
     interface = read_bundle(folder).manifest.interface

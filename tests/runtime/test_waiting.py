@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 import pytest
 from outpost_runtime.errors import BusyError, DeadlineError
-from outpost_runtime.server.waiting import Crossing, Workshop, result_of
+from outpost_runtime.server.waiting import Crossing, Workshop, exchanged, result_of
 
 
 class _CountingLoop:
@@ -130,3 +130,24 @@ def test_a_workshop_refuses_what_finds_no_place_and_keeps_deadlines():
         workshop.close()
 
     asyncio.run(main())
+
+
+class _Between:
+    """A model that has made room for its successor, for some looks."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def is_between(self, name):
+        self.looks -= name == "press"
+        return name == "press" and self.looks >= 0
+
+
+def test_callers_wait_for_a_successor_and_not_beyond_their_deadline():
+    soon, late = _Between(2), _Between(10**9)
+    asyncio.run(asyncio.wait_for(exchanged(soon, "press", "other"), 20))
+    assert soon.looks == -1
+    began = time.monotonic()
+    asyncio.run(asyncio.wait_for(exchanged(late, "press", deadline=began + 0.2), 20))
+    assert 0.2 <= time.monotonic() - began < 10
+    asyncio.run(asyncio.wait_for(exchanged(late, "other"), 20))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from outpost_runtime.server.address import Address
+from outpost_runtime.address import Address
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.mirror.cache import MirrorCache
 from outpost_runtime.update.mirror.service import Mirror

@@ -104,7 +104,8 @@ class Granting:
             if box.id not in {one.id for one in members} and self.roster.find(box.id) is None:
                 raise PublishError(f"The {box.label} is not in the group '{group}'.")
         families = tuple(dict.fromkeys(name for one in before for name in one.families))
-        made = self._new_pair(group, families)  # 1
+        made = self._listed(self._new_pair(group), families)  # 1
+        self.write_again([made])
         for box in members:  # 2
             if box.id in gone:
                 self._leave(box, group)
@@ -173,20 +174,15 @@ class Granting:
         if known is not None:
             return known
         found = self.groups.newest(name)  # of a cut before
-        secret = found or self.groups.add(name, X25519PrivateKey.generate().private_bytes_raw())
-        private_key = X25519PrivateKey.from_private_bytes(secret.secret)
-        made = Recipient(name=name, is_group=True, public_key=public_bytes(private_key))
-        self.roster.write(made)
-        return made
+        return self._listed(found or self._new_pair(name))
 
-    def _new_pair(self, group: str, families: tuple[str, ...]) -> Recipient:
-        private_key = X25519PrivateKey.generate()
-        self.groups.add(group, private_key.private_bytes_raw())
-        made = Recipient(
-            name=group, is_group=True, public_key=public_bytes(private_key), families=families
-        )
+    def _new_pair(self, group: str) -> Secret:
+        return self.groups.add(group, X25519PrivateKey.generate().private_bytes_raw())
+
+    def _listed(self, pair: Secret, families: tuple[str, ...] = ()) -> Recipient:
+        public_key = public_bytes(X25519PrivateKey.from_private_bytes(pair.secret))
+        made = Recipient(name=pair.name, is_group=True, public_key=public_key, families=families)
         self.roster.write(made)
-        self.write_again([made])
         return made
 
     def _leave(self, box: Recipient, group: str) -> None:

@@ -2,13 +2,11 @@
 
 import argparse
 import logging
-import os
-import sys
 from collections.abc import Sequence
 
 from outpost_runtime import __version__
 from outpost_runtime.cli import adapters, ask, mirroring, serving, slots, storing, system, updating
-from outpost_runtime.errors import OutpostError
+from outpost_runtime.cli.ending import ended
 
 _DESCRIPTION = "Serve your own models on your own box."
 _EXAMPLES = """\
@@ -23,23 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parsed = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except OutpostError as error:
-        sys.stderr.write(f"outpost: {error.message}\n")
-        if error.hint:
-            sys.stderr.write(f"  {error.hint}\n")
-        return 1
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"outpost: {where}{error.strerror or error}.\n")
-        sys.stderr.write("  Name files and folders that this user may read and write.\n")
-        return 1
-    return status
+    return ended("outpost", lambda: parsed.run(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.server.address import Address
 
 if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outpost_runtime.cli.storing import add_store_option
+from outpost_runtime.cli.storing import add_store_option, no_models
 from outpost_runtime.client import DEFAULT_ADDRESS
 from outpost_runtime.errors import ConfigurationError, NotFoundError, OutpostError
 from outpost_runtime.store import Store
@@ -104,9 +104,9 @@ def add_commands(commands: "Commands") -> None:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
+    from outpost_runtime.address import Address  # noqa: PLC0415
     from outpost_runtime.budget import MemoryBudget  # noqa: PLC0415 - takes a second to load
     from outpost_runtime.models import Models  # noqa: PLC0415
-    from outpost_runtime.server.address import Address  # noqa: PLC0415
     from outpost_runtime.server.app import serve_until_signal  # noqa: PLC0415
     from outpost_runtime.update.keeper import Keeper  # noqa: PLC0415
 
@@ -120,10 +120,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
     updated = is_provisioned(store.folder)
     if not store.names() and not updated:
-        raise ConfigurationError(
-            f"The store {parsed.store} has no models.",
-            hint="Bring one with 'outpost add BUNDLE --store DIR'.",
-        )
+        raise no_models(parsed.store)
     budget = MemoryBudget(None if parsed.memory is None else parsed.memory << 20)
     settings = _settings(store, parsed, budget.total)
     models = Models(store, settings.models, budget=budget, evict=parsed.evict_idle)

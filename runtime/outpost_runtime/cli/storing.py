@@ -125,6 +125,14 @@ def _state(slot: Slot) -> str:
     return ", ".join(words)
 
 
+def no_models(store: Path) -> NotFoundError:
+    """Return what is said of a store in which there is nothing to work on."""
+    return NotFoundError(
+        f"The store {store} has no models.",
+        hint="Bring one with 'outpost add BUNDLE --store DIR', or name another store.",
+    )
+
+
 def _check(parsed: argparse.Namespace) -> int:
     from outpost_runtime import golden  # noqa: PLC0415 - loads ONNX Runtime, which takes a second
     from outpost_runtime.opening import open_model  # noqa: PLC0415
@@ -132,10 +140,7 @@ def _check(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
     names = parsed.models or store.names()
     if not names:
-        raise NotFoundError(
-            f"The store {parsed.store} has no models.",
-            hint="Bring one with 'outpost add BUNDLE --store DIR', or name another store.",
-        )
+        raise no_models(parsed.store)
     for name in names:
         bundle = store.active(name)
         verify(bundle)

@@ -13,10 +13,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from inference import grpc_service_pb2_grpc
 from outpost.v1 import adapters_pb2_grpc, embeddings_pb2_grpc, text_pb2_grpc
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.models import Models, names_of
 from outpost_runtime.server import adapters_service, embeddings_service, text_service
-from outpost_runtime.server.address import Address
 from outpost_runtime.server.generation import Generation
 from outpost_runtime.server.http import HttpServer
 from outpost_runtime.server.inference import service as inference_service

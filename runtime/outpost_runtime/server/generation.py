@@ -69,7 +69,7 @@ class Generation:
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
         inbox, named = _Inbox(), (request.model, request.adapter)
         while True:
-            await exchanged(self._models, *named)
+            await exchanged(self._models, *named, deadline=deadline)
             model, adapter = self._models.text(*named)
             try:
                 generation = await self._submit(request, model, adapter, deadline, inbox)

@@ -19,8 +19,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 from aiohttp import ClientConnectionResetError, web
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import BusyError, ConfigurationError
-from outpost_runtime.server.address import Address
 from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import status_of

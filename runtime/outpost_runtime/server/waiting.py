@@ -135,12 +135,16 @@ async def end_of(future: "Future[None]") -> None:
     await asyncio.shield(asyncio.wrap_future(future))
 
 
-async def exchanged(models: ModelTable, *names: str) -> None:
+async def exchanged(models: ModelTable, *names: str, deadline: float | None = None) -> None:
     """Wait while what has one of these names makes room for its successor, a minute at most.
 
     Where the memory does not suffice for both, callers get a pause and not an error.
+
+    Args:
+        deadline: Of ``time.monotonic``, after which nobody waits for the answer.
     """
     until = time.monotonic() + _EXCHANGE_SECONDS
+    until = until if deadline is None else min(until, deadline)
     # A model is exchanged by another thread, and rarely: looking is enough.
     while any(map(models.is_between, names)) and time.monotonic() < until:  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_SECONDS)

@@ -20,7 +20,7 @@ from outpost_runtime.errors import (
     UnavailableError,
 )
 from outpost_runtime.interface import StateSpec
-from outpost_runtime.priority import LOOK_AGAIN, Precedence, Priority
+from outpost_runtime.priority import LOOK_AGAIN, Precedence, Priority, lost_place
 from outpost_runtime.sessions import Session
 from outpost_runtime.statistics import RunTimes, Statistics
 from outpost_runtime.tensor.batcher import Batcher, BatchRules, Run
@@ -308,9 +308,7 @@ class TensorEngine:
         if self._count_if_late(job, now):
             _fail(job, _late())
             return
-        error = self._busy(
-            BusyError("An interactive request has taken this batch request's place.")
-        )
+        error = self._busy(lost_place())
         self.statistics.failed(now - job.since, error)
         _fail(job, error)
 

@@ -33,7 +33,7 @@ from outpost_runtime.errors import (
     UnavailableError,
 )
 from outpost_runtime.latency import Wait
-from outpost_runtime.priority import LOOK_AGAIN, Precedence, Priority
+from outpost_runtime.priority import LOOK_AGAIN, Precedence, Priority, lost_place
 from outpost_runtime.statistics import RunTimes, Statistics
 from outpost_runtime.text.answer import Answer, acceptable
 from outpost_runtime.text.assembler import Decode
@@ -179,7 +179,7 @@ class TextEngine:
             except BusyError as error:
                 raise self._busy(error) from None
             if displaced is not None:
-                self._displaced[self._generations[displaced]] = self._busy(_displaced())
+                self._displaced[self._generations[displaced]] = self._busy(lost_place())
             self._generations[generation.sequence] = generation
             self._seat.begin(request.priority)
             self._changed.notify_all()
@@ -533,7 +533,3 @@ class TextEngine:
 
 def _failure() -> ExecutionError:
     return ExecutionError("The model failed while it made this answer.")
-
-
-def _displaced() -> BusyError:
-    return BusyError("An interactive request has taken this batch request's place.")

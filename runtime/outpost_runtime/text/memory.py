@@ -24,7 +24,6 @@ BLOCK_TOKENS = 16
 _CACHE_SHARE = 0.25
 """Of a memory budget, kept for the prefix cache while there are rows to give up for it."""
 
-
 ROWS_REMEMBERED = 4
 """Prompts remembered for each row, at most: nobody comes back for more."""
 

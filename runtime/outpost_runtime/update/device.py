@@ -8,7 +8,7 @@ from typing import Any
 from outpost_runtime import __version__
 from outpost_runtime.bundle import RUNNABLE_TARGETS, write_durably
 from outpost_runtime.documents import Reader, canonical_json, parse_json_object
-from outpost_runtime.errors import ConfigurationError, InvalidInputError, StoreError
+from outpost_runtime.errors import ConfigurationError, InvalidInputError, StoreError, unreadable
 from outpost_runtime.update.rollout import Device
 
 FORMAT = "outpost-box/1"
@@ -74,10 +74,7 @@ def is_provisioned(store: Path) -> bool:
     try:
         return (store / _FILE).exists()
     except OSError as error:
-        raise StoreError(
-            f"The store {store} cannot be read: {error.strerror or error}.",
-            hint="Run the command as the user whose store it is.",
-        ) from error
+        raise unreadable(f"The store {store}", error) from error
 
 
 def write_device(store: Path, device: DeviceFile) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from outpost_runtime.errors import ConfigurationError, NotFoundError, StoreError
+from outpost_runtime.errors import ConfigurationError, NotFoundError, StoreError, unreadable
 from outpost_runtime.update.content_keys import WrappedKey, unwrap
 from outpost_runtime.update.device_identity import DeviceIdentity
 from outpost_runtime.update.secret_files import create_secret, private_folder, read_secret
@@ -147,10 +147,7 @@ def open_keys(store: Path, *, tpm: str = DEFAULT_TPM) -> KeyStore:
     try:
         is_sealed = (folder / SEALED_FILE).exists()
     except OSError as error:
-        raise StoreError(
-            f"{folder} cannot be read: {error.strerror or error}.",
-            hint="Run the command as the user whose store it is.",
-        ) from error
+        raise unreadable(folder, error) from error
     if is_sealed:
         return _from_tpm(folder / SEALED_FILE, tpm)
     try:

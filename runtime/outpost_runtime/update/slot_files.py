@@ -21,7 +21,7 @@ from pathlib import Path
 
 from outpost_runtime.bundle import sync_folder, write_durably
 from outpost_runtime.documents import Reader
-from outpost_runtime.errors import InvalidInputError, NotFoundError, StoreError
+from outpost_runtime.errors import InvalidInputError, NotFoundError, StoreError, unreadable
 from outpost_runtime.update.activation import Change
 from outpost_runtime.update.slots import (
     MAX_SLOT_BYTES,
@@ -114,10 +114,7 @@ class SlotFiles:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(
-                f"{self._history} cannot be read: {error.strerror or error}.",
-                hint="Run the command as the user whose store it is.",
-            ) from error
+            raise unreadable(self._history, error) from error
         return [found for line in lines if (found := _line(line)) is not None]
 
     def _carry_out(self, journal: Journal) -> None:

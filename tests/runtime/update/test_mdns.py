@@ -7,8 +7,8 @@ import socket
 import time
 
 import pytest
+from outpost_runtime.address import Address
 from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.server.address import Address
 from outpost_runtime.update.fetch import mdns
 from outpost_runtime.update.fetch.mdns import announced, find_mirrors
 from zeroconf import ServiceInfo, Zeroconf

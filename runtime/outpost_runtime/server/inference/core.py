@@ -198,17 +198,18 @@ class Inference:
         Raises:
             OutpostError: The request is refused, or the model fails.
         """
+        deadline = deadline_of(request.parameters, time.monotonic(), seconds_left)
         while True:
-            await exchanged(self._models, request.model)
+            await exchanged(self._models, request.model, deadline=deadline)
             model = self.model(request.model, request.version)
             try:
-                return await self._infer(request, model, seconds_left)
+                return await self._infer(request, model, deadline)
             except UnavailableError:
                 if self._models.is_served(model):
                     raise  # else another one has taken its place, and answers
 
     async def _infer(
-        self, request: InferRequest, model: Model, seconds_left: float | None
+        self, request: InferRequest, model: Model, deadline: float | None
     ) -> InferResponse:
         self._models.touch(request.model)
         if isinstance(model, TextModel):
@@ -218,7 +219,6 @@ class Inference:
             )
         check_reserved(request.parameters)
         wanted = self._wanted(request, model)  # refuse before anything runs
-        deadline = deadline_of(request.parameters, time.monotonic(), seconds_left)
         future = model.engine.submit(
             request.feeds,
             priority=priority_of(request.parameters),
@@ -239,7 +239,8 @@ class Inference:
 
     async def is_decoupled(self, request: InferRequest) -> bool:
         """Whether a model answers with any number of responses; raises as :meth:`model`."""
-        await exchanged(self._models, request.model)
+        deadline = deadline_of(request.parameters, time.monotonic(), None)
+        await exchanged(self._models, request.model, deadline=deadline)
         return isinstance(self.model(request.model, request.version), TextModel)
 
     async def stream(

@@ -65,10 +65,11 @@ async def _read(
                 told = asyncio.Event()
                 # One after the other: of a sequence, what came first is asked first.
                 asked = await _decoded(message, inference.regions)
+                decoupled = await _is_decoupled(inference, asked)
                 answering = _Answering(inference, message.id, asked, answers, previous, told)
-                task = group.create_task(answering.run(seconds_left))
+                task = group.create_task(answering.run(seconds_left, decoupled=decoupled))
                 task.add_done_callback(lambda _: places.release())
-                if not await _is_decoupled(inference, asked):  # else nobody waits for a long text
+                if not decoupled:  # else nobody waits for a long text
                     previous = told
         except Exception as error:  # noqa: BLE001 - what was asked before it is still answered
             end = error
@@ -111,12 +112,13 @@ class _Answering:
         self._previous = previous
         self._told = told
 
-    async def run(self, seconds_left: float | None) -> None:
+    async def run(self, seconds_left: float | None, *, decoupled: bool) -> None:
         """Put the answers into the queue."""
         try:
             if isinstance(self._asked, Exception):
                 raise self._asked  # noqa: TRY301 - it becomes an answer as all others do
-            await self._answer(self._asked, seconds_left)
+            answer = self._stream if decoupled else self._answer
+            await answer(self._asked, seconds_left)
         except Exception as error:  # noqa: BLE001 - every error becomes an answer here
             _, text = status_of(error)
             await self._previous.wait()
@@ -128,11 +130,11 @@ class _Answering:
             self._told.set()
 
     async def _answer(self, request: InferRequest, seconds_left: float | None) -> None:
-        if not await self._inference.is_decoupled(request):
-            response = await self._inference.infer(request, seconds_left)
-            await self._previous.wait()
-            await self._put(replace(response, parameters={IS_FINAL: True}))
-            return
+        response = await self._inference.infer(request, seconds_left)
+        await self._previous.wait()
+        await self._put(replace(response, parameters={IS_FINAL: True}))
+
+    async def _stream(self, request: InferRequest, seconds_left: float | None) -> None:
         stream = self._inference.stream(request, seconds_left)
         async with aclosing(stream) as responses:
             async for response in responses:

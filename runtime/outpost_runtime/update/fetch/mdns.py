@@ -22,8 +22,8 @@ from zeroconf import (
     Zeroconf,
 )
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.server.address import Address
 
 SERVICE = "_outpost-mirror._tcp.local."
 _MOST_NAMES = 32

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime.server.address import Address
+from outpost_runtime.address import Address
 from outpost_runtime.update.fetch.mdns import announced
 from outpost_runtime.update.fetch.retry import Backoff, RetryingFetcher
 from outpost_runtime.update.fetch.sources import open_source

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from outpost_runtime.address import Address
 from outpost_runtime.errors import (
     BusyError,
     ConfigurationError,
     NotFoundError,
     OutpostError,
 )
-from outpost_runtime.server.address import Address
 from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.fetch.paths import RepositoryPath, repository_path

@@ -28,7 +28,7 @@ $(READY): requirements.lock proto/pyproject.toml runtime/pyproject.toml export/p
 		-e proto -e runtime -e export
 	@touch $@
 
-demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (two minutes, a quarter of an hour the first time)
+demo: $(READY) ## a fine-tuned model from checkpoint to streamed answer (three minutes, a quarter of an hour the first time)
 	@$(BIN)/python -m examples.demo
 
 exam: $(READY) ## score base and fine-tune on the held-out questions, served and from checkpoints

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
@@ -43,20 +44,44 @@ _ERRORS: dict[grpc.StatusCode, type[OutpostError]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientTls:
+    """How a client knows a server, and shows itself.
+
+    Attributes:
+        authorities: PEM; the server's own certificate, or of who vouches for it.
+        name: A name in its certificate, where its address is none.
+        certificate: PEM; the client's own, where the server asks for one.
+        key: PEM; of that certificate.
+    """
+
+    authorities: bytes
+    name: str | None = None
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+
 class Client:
     """A connection to a server; a context manager.
 
     Args:
         address: ``host:port`` of the server's gRPC listener.
+        tls: How the server is known; None speaks in the clear.
 
     Raises:
         ConfigurationError: The address is none.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: ClientTls | None = None) -> None:
         self._address = Address.parse(address)
-        options = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
-        self._channel = grpc.insecure_channel(str(self._address), options)
+        options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
+        if tls is None:
+            self._channel = grpc.insecure_channel(str(self._address), options)
+        else:
+            if tls.name is not None:
+                options.append(("grpc.ssl_target_name_override", tls.name))
+            credentials = grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)
+            self._channel = grpc.secure_channel(str(self._address), credentials, options)
         self._text = text_pb2_grpc.TextStub(self._channel)
         self._embeddings = embeddings_pb2_grpc.EmbeddingsStub(self._channel)
         self._adapters = adapters_pb2_grpc.AdaptersStub(self._channel)
@@ -148,8 +173,21 @@ class Client:
         except grpc.RpcError as error:
             code, details = error.code(), str(error.details())
             if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
-                raise UnavailableError(
-                    f"There is no server on {self._address}.",
-                    hint="Start one with 'outpost serve', or name another with --address.",
-                ) from error
+                raise self._not_reached(details.lower()) from error
             raise _ERRORS.get(code, ExecutionError)(details) from error
+
+    def _not_reached(self, details: str) -> UnavailableError:
+        if "handshake" in details or "verification" in details:
+            return UnavailableError(
+                f"What is on {self._address} is not the server that was named, or speaks no TLS.",
+                hint="Compare --tls-ca and --tls-name with its certificate, or leave both out.",
+            )
+        if "closed" in details or "reset" in details:
+            return UnavailableError(
+                f"The server on {self._address} hangs up.",
+                hint="It may speak TLS (--tls-ca), or ask who you are (--tls-certificate).",
+            )
+        return UnavailableError(
+            f"There is no server on {self._address}.",
+            hint="Start one with 'outpost serve', or name another with --address.",
+        )

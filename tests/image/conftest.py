@@ -8,8 +8,10 @@ import urllib.request
 
 import pytest
 from outpost.v1 import text_pb2
-from outpost_runtime.client import Client
+from outpost_runtime.client import Client, ClientTls
+from outpost_runtime.update.certificate import name_of
 
+from tests.support.certificates import make_certificate
 from tests.support.fixtures import DECODER
 from tests.support.metal.machine import new_machine
 from tests.support.metal.publisher import Publisher
@@ -57,12 +59,12 @@ def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001
     box.sticks = (stick.path,)
     with box:
         box.times = {"stick taken": box.wait("the stick can be removed")}
-        identity = next(name for name in stick.names("boxes") if name.endswith("identity.json"))
-        (folder / "identity.json").write_text(stick.read(f"boxes/{identity}"))
-        assert [n for n in stick.names("boxes") if n.endswith(".status.json")] != []
+        take_home(stick, folder)
+        assert (folder / "box.status.json").exists()
         publisher.publish(DECODER, MODEL)
-        publisher.grant(folder / "identity.json")
+        publisher.grant(folder / "box.identity.json")
         box.times["model served"] = box.wait(lambda: is_served(box, MODEL))
+        box.answers = [ask(box)[0], ask(box, tls=_tls_of(folder))[0]]
         box.first_report = box.report()
         box.power_button()
     return box
@@ -75,6 +77,7 @@ def box(factory_new, tmp_path):
 
 
 def provisioning_stick(path, publisher, repository):
+    certificate, _ = make_certificate(path.parent)  # of a client, with its key.pem
     return Stick(
         path,
         {
@@ -82,18 +85,35 @@ def provisioning_stick(path, publisher, repository):
             "root.json": publisher.root,
             "config/outpost.toml": "[update]\nevery_minutes = 1\nmirrors = false\n",
             "config/serve.env": "GRPC_ADDRESS=0.0.0.0:8001\nHTTP_ADDRESS=0.0.0.0:8000\n"
-            "SERVE_OPTIONS=--allow-remote-unauthenticated\n",
-            "config/doors.nft": "add element inet outpost doors { 8000, 8001 }\n",
+            "SERVE_OPTIONS=--allow-remote-unauthenticated --tls-address 0.0.0.0:8444 "
+            "--tls-client-ca /etc/outpost/clients.pem\n",
+            "config/clients.pem": certificate,
+            "config/doors.nft": "add element inet outpost doors { 8000, 8001, 8444 }\n",
         },
     )
 
 
-def ask(box, model=MODEL):
+def take_home(stick, folder):
+    """Take what a box has written to its stick: ``box.identity.json`` and others."""
+    for name in stick.names("boxes"):
+        (folder / f"box.{name.partition('.')[2]}").write_text(stick.read(f"boxes/{name}"))
+
+
+def _tls_of(folder):
+    return ClientTls(
+        authorities=(folder / "box.certificate.pem").read_bytes(),
+        name=name_of(json.loads((folder / "box.identity.json").read_text())["id"]),
+        certificate=(folder / "certificate.pem").read_bytes(),
+        key=(folder / "key.pem").read_bytes(),
+    )
+
+
+def ask(box, model=MODEL, tls=None):
     """Let a box generate over gRPC; returns the text and the seconds to its first piece."""
     greedy = text_pb2.GenerationParameters(max_new_tokens=8, temperature=0)
     request = text_pb2.GenerateRequest(model=model, prompt="Hi", parameters=greedy)
     began = time.monotonic()
-    with Client(f"127.0.0.1:{box.grpc}") as client:
+    with Client(f"127.0.0.1:{box.tls if tls else box.grpc}", tls=tls) as client:
         answers = client.generate(request)
         parts = [next(answers)]
         first = time.monotonic() - began
@@ -113,6 +133,12 @@ def ask_over_http(box, path, body=None):
 def version(box, model=MODEL):
     """Return which version of a model a box serves."""
     return ask_over_http(box, f"/v2/models/{model}")["versions"]
+
+
+def assert_healthy(box):
+    """Wait until a box answers; fails where it does not."""
+    box.wait(lambda: is_served(box))
+    ask(box)
 
 
 def is_served(box, model=MODEL):

@@ -19,7 +19,7 @@ def _served(handler, client):
     async def run():
         server = HttpServer(Metrics([]), max_body_bytes=_MOST_BYTES)
         server.app.router.add_post("/", handler)
-        port = await server.start(Address(host="127.0.0.1", port=0))
+        port = (await server.start(Address(host="127.0.0.1", port=0))).port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             return await asyncio.wait_for(client(reader, writer), 30)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from outpost_runtime.client import DEFAULT_ADDRESS, Client
+from outpost_runtime.cli.connecting import add_server_options, connected
 
 if TYPE_CHECKING:
     # argparse has no public name for what add_subparsers returns.
@@ -32,11 +32,11 @@ def add_commands(commands: "Commands") -> None:
     for action in (load, unload):
         action.add_argument("name", metavar="NAME")
     for action in (listing, load, unload):
-        action.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
+        add_server_options(action)
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         adapters = client.adapters()
     for adapter in adapters:
         line = f"{adapter.name} {adapter.version} on {adapter.model} ({adapter.digest[:12]})"
@@ -47,14 +47,14 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _load(parsed: argparse.Namespace) -> int:
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         adapter = client.load_adapter(parsed.name)
     sys.stdout.write(f"{adapter.name} {adapter.version} is loaded into {adapter.model}.\n")
     return 0
 
 
 def _unload(parsed: argparse.Namespace) -> int:
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         client.unload_adapter(parsed.name)
     sys.stdout.write(f"{parsed.name} is unloaded.\n")
     return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from outpost.v1 import text_pb2
 
-from outpost_runtime.client import DEFAULT_ADDRESS, Client
+from outpost_runtime.cli.connecting import add_server_options, connected
+from outpost_runtime.client import Client
 from outpost_runtime.errors import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def add_commands(commands: "Commands") -> None:
         generate.add_argument(
             f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper()
         )
-    generate.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
+    add_server_options(generate)
     generate.set_defaults(run=_generate)
     embed = commands.add_parser("embed", help="turn texts into vectors, one JSON list per line")
     embed.add_argument("model", metavar="MODEL")
@@ -65,13 +66,13 @@ def add_commands(commands: "Commands") -> None:
     embed.add_argument(
         "--similarity", action="store_true", help="print how similar the texts are instead"
     )
-    embed.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
+    add_server_options(embed)
     embed.set_defaults(run=_embed)
 
 
 def _generate(parsed: argparse.Namespace) -> int:
     request = _request(parsed)
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         try:
             _stream(client, request)
         except UnsupportedError:
@@ -151,7 +152,7 @@ def _describe(summary: text_pb2.Summary) -> str:
 
 
 def _embed(parsed: argparse.Namespace) -> int:
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         vectors = client.embed(parsed.model, parsed.texts)
     if parsed.similarity:
         sys.stdout.write(_similarities(parsed.texts, np.array(vectors)))

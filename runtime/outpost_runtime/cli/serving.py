@@ -15,6 +15,8 @@ from outpost_runtime.text.limits import TextLimits
 from outpost_runtime.update.device import is_provisioned
 
 if TYPE_CHECKING:
+    from outpost_runtime.server.app import Doors
+    from outpost_runtime.server.tls import Tls
     from outpost_runtime.settings import Settings
     from outpost_runtime.update.keeper import Keeper, KeeperLimits
     from outpost_runtime.update.policy import UpdatePolicy
@@ -94,29 +96,45 @@ def add_commands(commands: "Commands") -> None:
         help="save remembered prompts here when stopping, encrypted if this box has keys "
         "(default: never on disk)",
     )
-    serve.add_argument(
-        "--allow-remote-unauthenticated",
-        action="store_true",
-        help="listen beyond this machine; anybody who reaches the port can use the models",
-    )
+    _add_doors(serve)
     add_store_option(serve)
     serve.set_defaults(run=_serve)
 
 
+def _add_doors(serve: argparse.ArgumentParser) -> None:
+    doors = serve.add_argument_group("doors to the network")
+    doors.add_argument(
+        "--allow-remote-unauthenticated",
+        action="store_true",
+        help="listen beyond this machine; anybody who reaches the port can use the models",
+    )
+    doors.add_argument(
+        "--tls-address", metavar="ADDRESS", help="for gRPC with TLS, beside the one without it"
+    )
+    doors.add_argument("--tls-http-address", metavar="ADDRESS", help="for HTTPS, likewise")
+    doors.add_argument(
+        "--tls-certificate",
+        type=Path,
+        metavar="FILE",
+        help="PEM, with those that vouch for it (default: the one that 'outpost provision' made)",
+    )
+    doors.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM, no passphrase")
+    doors.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM: clients must show a certificate that one of these signed; then no client is "
+        "unauthenticated",
+    )
+
+
 def _serve(parsed: argparse.Namespace) -> int:
-    from outpost_runtime.address import Address  # noqa: PLC0415
     from outpost_runtime.budget import MemoryBudget  # noqa: PLC0415 - takes a second to load
     from outpost_runtime.models import Models  # noqa: PLC0415
     from outpost_runtime.server.app import serve_until_signal  # noqa: PLC0415
     from outpost_runtime.update.keeper import Keeper  # noqa: PLC0415
 
-    addresses = Address.parse(parsed.address), Address.parse(parsed.http_address)
-    for address in addresses:
-        if not address.is_loopback and not parsed.allow_remote_unauthenticated:
-            raise ConfigurationError(
-                f"{address} can be reached from other machines, and nobody is asked who they are.",
-                hint="Keep to 127.0.0.1, or say --allow-remote-unauthenticated.",
-            )
+    doors = _doors(parsed)
     store = Store(parsed.store)
     updated = is_provisioned(store.folder)
     if not store.names() and not updated:
@@ -138,10 +156,55 @@ def _serve(parsed: argparse.Namespace) -> int:
     stop = _keep_up(store, keeper, settings.update) if updated else keeper.stop
     keeper.start()
     try:
-        asyncio.run(serve_until_signal(models, *addresses, before_stopping=stop))
+        asyncio.run(serve_until_signal(models, doors, before_stopping=stop))
     finally:
         stop()  # again is no harm; an address that is taken never came to the first time
     return 0
+
+
+def _doors(parsed: argparse.Namespace) -> "Doors":
+    from outpost_runtime.address import Address  # noqa: PLC0415 - as above
+    from outpost_runtime.server.app import Doors, TlsDoors  # noqa: PLC0415
+
+    plain = {name: Address.parse(getattr(parsed, f"{name}address")) for name in ("", "http_")}
+    said = {name: getattr(parsed, f"tls_{name}address") for name in ("", "http_")}
+    secured = {name: Address.parse(text) for name, text in said.items() if text is not None}
+    open_to_all = [*plain.values(), *(secured.values() if parsed.tls_client_ca is None else ())]
+    for address in open_to_all:
+        if not address.is_loopback and not parsed.allow_remote_unauthenticated:
+            raise ConfigurationError(
+                f"{address} can be reached from other machines, and nobody is asked who they are.",
+                hint="Keep to 127.0.0.1, ask with --tls-client-ca and --tls-address, or say "
+                "--allow-remote-unauthenticated.",
+            )
+    if not secured:
+        return Doors(grpc=plain[""], http=plain["http_"])
+    tls_doors = TlsDoors(tls=_tls(parsed), grpc=secured.get(""), http=secured.get("http_"))
+    return Doors(grpc=plain[""], http=plain["http_"], secured=tls_doors)
+
+
+def _tls(parsed: argparse.Namespace) -> "Tls":
+    from outpost_runtime.cli.connecting import read_pem  # noqa: PLC0415 - as above
+    from outpost_runtime.server.tls import Tls  # noqa: PLC0415
+    from outpost_runtime.update.certificate import CERTIFICATE, tls_key  # noqa: PLC0415
+    from outpost_runtime.update.device_keys import open_keys  # noqa: PLC0415
+
+    if (parsed.tls_certificate is None) != (parsed.tls_key is None):
+        raise ConfigurationError(
+            "A certificate and its key go together.",
+            hint="Name both, --tls-certificate and --tls-key, or neither.",
+        )
+    own = parsed.tls_key is None
+    if own and not (parsed.store / CERTIFICATE).exists():
+        raise ConfigurationError(
+            f"TLS needs a certificate, and {parsed.store} has none.",
+            hint="Name one, --tls-certificate FILE --tls-key FILE; 'outpost provision' makes one.",
+        )
+    return Tls(
+        certificate=read_pem(parsed.store / CERTIFICATE if own else parsed.tls_certificate),
+        key=tls_key(open_keys(parsed.store)) if own else read_pem(parsed.tls_key),
+        client_authorities=parsed.tls_client_ca and read_pem(parsed.tls_client_ca),
+    )
 
 
 def _keep_up(store: Store, keeper: "Keeper", policy: "UpdatePolicy") -> Callable[[], None]:

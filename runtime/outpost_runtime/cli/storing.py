@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outpost_runtime.bundle import Progress, read_bundle, verify
-from outpost_runtime.client import DEFAULT_ADDRESS, Client
+from outpost_runtime.cli.connecting import add_server_options, connected
 from outpost_runtime.errors import NotFoundError, OutpostError
 from outpost_runtime.interface import AdapterInterface
 from outpost_runtime.store import DEFAULT_STORE, Store
@@ -30,7 +30,7 @@ def add_commands(commands: "Commands") -> None:
         "status", help="show what is in the store and whether it is served"
     )
     status.add_argument("--json", action="store_true", help="print JSON for programs")
-    status.add_argument("--address", default=DEFAULT_ADDRESS, help="the server (%(default)s)")
+    add_server_options(status)
     add_store_option(status)
     status.set_defaults(run=_status)
     check = commands.add_parser(
@@ -80,7 +80,7 @@ def _progress(size: int) -> Progress | None:
 def _status(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
     rows = [_row(store, name) for name in sorted({*store.names(), *store.slots()})]
-    with Client(parsed.address) as client:
+    with connected(parsed) as client:
         serving = client.is_serving()
     if parsed.json:
         document = {"store": str(parsed.store), "serving": serving, "models": rows}

@@ -104,6 +104,14 @@ def _add_provision(commands: "Commands") -> None:
         "which is weaker: who has the disk has the models",
     )
     provision.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name or IP address at which clients will reach it, for its TLS certificate; again "
+        "for others",
+    )
+    provision.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
@@ -120,6 +128,7 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
 
 def _provision(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.box import IDENTITY, Provisioning, provision  # noqa: PLC0415
+    from outpost_runtime.update.certificate import CERTIFICATE, name_of  # noqa: PLC0415
     from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
 
     open_sources(parsed.repo, policy_of(parsed.config))  # before anything is written
@@ -142,6 +151,7 @@ def _provision(parsed: argparse.Namespace) -> int:
             targets=parsed.target,
             sources=parsed.repo,
             tpm=parsed.tpm,
+            hosts=parsed.host,
         ),
     )
     for line in _replaced(before, box.device) if before else ():
@@ -150,6 +160,7 @@ def _provision(parsed: argparse.Namespace) -> int:
         f"This box is {box.device.id[:16]}, a {box.device.model}. Its keys: {box.own.describe()}\n"
         f"Bring {parsed.store / IDENTITY} to the publisher, who lets it read the models:\n"
         f"  outpost-export keys grant {IDENTITY} --repo REPO --keys KEYS\n"
+        f"Clients know it over TLS by {parsed.store / CERTIFICATE}, as {name_of(box.device.id)}.\n"
     )
     return 0
 

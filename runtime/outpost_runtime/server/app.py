@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ from outpost_runtime.server.inference.rest import InferenceRoutes
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.service_manager import ServiceManager
 from outpost_runtime.server.status import Handlers
+from outpost_runtime.server.tls import Tls
 from outpost_runtime.server.waiting import Crossing
 
 MAX_REQUEST_BYTES = 32 << 20
@@ -35,6 +37,24 @@ MAX_CONCURRENT_CALLS = 512
 
 _GRACE_SECONDS = 5.0
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TlsDoors:
+    """Where a server listens with TLS; None for nowhere."""
+
+    tls: Tls
+    grpc: Address | None = None
+    http: Address | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doors:
+    """Where a server listens: in the clear, and where it is told to, with TLS beside it."""
+
+    grpc: Address
+    http: Address
+    secured: TlsDoors | None = None
 
 
 class Server:
@@ -64,22 +84,25 @@ class Server:
         self._http = HttpServer(self._metrics, max_body_bytes=MAX_REQUEST_BYTES)
         InferenceRoutes(self._inference).add_to(self._http.app)
 
-    async def start(self, address: Address, http_address: Address) -> tuple[int, int]:
+    async def start(self, doors: Doors) -> Doors:
         """Begin to serve.
 
         Returns:
-            The ports of gRPC and HTTP.
+            Where, with the ports that the system chose.
 
         Raises:
             ConfigurationError: An address cannot be bound.
         """
-        port = self._listen(address)
-        http_port = await self._http.start(http_address)
+        opened = Doors(
+            grpc=self._listen(doors.grpc),
+            http=await self._http.start(doors.http),
+            secured=doors.secured and await self._open(doors.secured),
+        )
         self._register()
         await self._grpc.start()
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        return port, http_port
+        return opened
 
     async def stop(self) -> None:
         """Refuse new calls, give running ones a few seconds, close the models."""
@@ -99,14 +122,25 @@ class Server:
             adapters_service.SERVICE,
         )
 
-    def _listen(self, address: Address) -> int:
+    async def _open(self, doors: TlsDoors) -> TlsDoors:
+        return replace(
+            doors,
+            grpc=doors.grpc and self._listen(doors.grpc, doors.tls),
+            http=doors.http and await self._http.start(doors.http, doors.tls),
+        )
+
+    def _listen(self, address: Address, tls: Tls | None = None) -> Address:
         try:
-            return self._grpc.add_insecure_port(str(address))
+            if tls is None:
+                port = self._grpc.add_insecure_port(str(address))
+            else:
+                port = self._grpc.add_secure_port(str(address), tls.grpc())
         except RuntimeError as error:
             raise ConfigurationError(
                 f"The server cannot listen on {address}; is another one running there?",
-                hint="Stop it, or choose another address with --address.",
+                hint=f"Stop it, or choose another address with --{'tls-' if tls else ''}address.",
             ) from error
+        return replace(address, port=port)
 
     def _register(self) -> None:
         handlers: Any = Handlers(self._grpc, self._metrics)  # what these functions use of a server
@@ -128,8 +162,7 @@ class Server:
 
 async def serve_until_signal(
     models: Models,
-    address: Address,
-    http_address: Address,
+    doors: Doors,
     before_stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -141,10 +174,13 @@ async def serve_until_signal(
         ConfigurationError: An address cannot be bound.
     """
     server = Server(models)
-    port, http_port = await server.start(address, http_address)
-    _LOG.info("serving %s on %s", names_of(models), Address(host=address.host, port=port))
-    http = f"http://{Address(host=http_address.host, port=http_port)}"
-    _LOG.info("HTTP on %s, metrics on %s/metrics", http, http)
+    opened = await server.start(doors)
+    _LOG.info("serving %s on %s", names_of(models), opened.grpc)
+    _LOG.info("HTTP on http://%s, metrics on http://%s/metrics", opened.http, opened.http)
+    if opened.secured and opened.secured.grpc:
+        _LOG.info("TLS for gRPC on %s", opened.secured.grpc)
+    if opened.secured and opened.secured.http:
+        _LOG.info("TLS for HTTP on https://%s", opened.secured.http)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

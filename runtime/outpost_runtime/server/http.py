@@ -3,8 +3,8 @@
 Rules:
 
 1. A page in a browser on this machine is no client: a request with another Origin than
-   this server's, or (while only this machine can reach it) with a Host that is no name
-   of this machine, is refused. So no web site can use the models of who visits it.
+   this server's, or (without TLS, while only this machine can reach it) with a Host that is no
+   name of this machine, is refused. So no web site can use the models of who visits it.
 2. Bodies are bounded, packed ones by their unpacked size, and come in bounded time; requests at
    once are bounded, too, but for those that ask whether the server lives and what it counts.
 3. An error is ``{"error": "…"}``, with the status that belongs to it; only what is no HTTP is
@@ -15,6 +15,7 @@ Rules:
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import grpc
 from aiohttp import ClientConnectionResetError, web
@@ -24,6 +25,7 @@ from outpost_runtime.errors import BusyError, ConfigurationError
 from outpost_runtime.server.bad_clients import listener_log
 from outpost_runtime.server.metrics import Metrics
 from outpost_runtime.server.status import status_of
+from outpost_runtime.server.tls import Tls
 
 MOST_REQUESTS = 256
 """Requests that may be under way at once; others are refused."""
@@ -53,7 +55,7 @@ class HttpServer:
     def __init__(self, metrics: Metrics, *, max_body_bytes: int) -> None:
         self._metrics = metrics
         self._requests = 0
-        self._address: Address | None = None
+        self._plain: Address | None = None
         self.app = web.Application(
             client_max_size=max_body_bytes, middlewares=[self._answer_errors]
         )
@@ -67,24 +69,31 @@ class HttpServer:
             handler_cancellation=True,  # a client that hangs up stops its work
         )
 
-    async def start(self, address: Address) -> int:
-        """Begin to listen; returns the port.
+    async def start(self, address: Address, tls: Tls | None = None) -> Address:
+        """Begin to listen; again for another address.
+
+        Returns:
+            The address, with the port that the system chose if it was 0.
 
         Raises:
             ConfigurationError: The address cannot be bound.
         """
-        self._address = address
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, address.host, address.port)
+        if tls is None:
+            self._plain = address
+        if self._runner.server is None:
+            await self._runner.setup()
+        before = len(self._runner.addresses)
+        site = web.TCPSite(
+            self._runner, address.host, address.port, ssl_context=tls.http() if tls else None
+        )
         try:
             await site.start()
         except OSError as error:
             raise ConfigurationError(
                 f"HTTP cannot listen on {address}: {error.strerror or error}.",
-                hint="Choose another address with --http-address.",
+                hint=f"Choose another address with --{'tls-' if tls else ''}http-address.",
             ) from error
-        port: int = self._runner.addresses[0][1]
-        return port
+        return replace(address, port=self._runner.addresses[before][1])
 
     async def stop(self) -> None:
         """Refuse new requests, give running ones a few seconds."""
@@ -123,8 +132,10 @@ class HttpServer:
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise web.HTTPForbidden(reason="Pages of other origins may not use this server")
-        assert self._address is not None  # noqa: S101 - it listens
-        if self._address.is_loopback and not Address.of_host(host).is_loopback:
+        if request.secure:  # a browser has compared the name with the certificate
+            return
+        assert self._plain is not None  # noqa: S101 - it listens
+        if self._plain.is_loopback and not Address.of_host(host).is_loopback:
             raise web.HTTPForbidden(reason="This server answers to names of this machine only")
 
 

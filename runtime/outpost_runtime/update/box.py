@@ -4,6 +4,7 @@
 
     STORE/keys/…            its own keys, made on the box
     STORE/identity.json     their public halves, for the publisher
+    STORE/certificate.pem   its TLS certificate, for its clients
     STORE/trust/root.json   whom it trusts
     STORE/device.json       who it is; written last: from then on it takes signed bundles only
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import ConfigurationError, StoreError
 from outpost_runtime.store import Store
+from outpost_runtime.update.certificate import CERTIFICATE, make_certificate
 from outpost_runtime.update.device import DeviceFile, read_device, write_device
 from outpost_runtime.update.device_identity import encode_identity
 from outpost_runtime.update.device_keys import KeyStore, open_keys, provision_keys
@@ -48,6 +50,7 @@ class Provisioning:
 
     Attributes:
         tpm: TCTI of the TPM that seals the box's keys; None keeps them in a file.
+        hosts: Names and addresses at which clients reach it, for its TLS certificate.
     """
 
     model: str
@@ -56,6 +59,7 @@ class Provisioning:
     targets: Sequence[str] = ()
     sources: Sequence[str] = ()
     tpm: str | None = None
+    hosts: Sequence[str] = ()
 
 
 def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
@@ -90,8 +94,10 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
             targets=tuple(wishes.targets),
             sources=tuple(wishes.sources),
         )
+        certificate = make_certificate(own, identity.id, wishes.hosts)
         TrustStore.provision(folder / "trust", root)
         write_durably(folder / IDENTITY, encode_identity(identity))
+        write_durably(folder / CERTIFICATE, certificate)
         write_device(folder, device)
     except OSError as error:
         raise StoreError(

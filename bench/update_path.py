@@ -20,6 +20,7 @@ from outpost_runtime.bundle import FolderBundle
 from outpost_runtime.update import activation
 from outpost_runtime.update.blocks import BlockStore
 from outpost_runtime.update.box import Box, Provisioning, provision
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.content_keys import (
     encode_wrapped_key,
     new_content_key,
@@ -28,7 +29,7 @@ from outpost_runtime.update.content_keys import (
 )
 from outpost_runtime.update.policy import UpdatePolicy
 from outpost_runtime.update.sources import open_sources
-from outpost_runtime.update.sync import Wishes, sync
+from outpost_runtime.update.sync import sync
 from rich.console import Console
 
 FAMILY = "bench"

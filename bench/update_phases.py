@@ -13,14 +13,15 @@ from statistics import median
 from typing import Any
 
 from outpost_runtime.models import Models
-from outpost_runtime.update import sync as syncing
+from outpost_runtime.update import bringing
 from outpost_runtime.update.box import Box
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.fetch import Fetcher
 from outpost_runtime.update.keeper import Keeper
 from outpost_runtime.update.making import make_block
 from outpost_runtime.update.policy import UpdatePolicy
 from outpost_runtime.update.sources import Sources, open_sources
-from outpost_runtime.update.sync import Wishes, sync
+from outpost_runtime.update.sync import sync
 from outpost_runtime.update.transfer import transfer
 
 
@@ -175,9 +176,9 @@ def _patched(watch: _Watch) -> Iterator[None]:
 
 @contextmanager
 def _replaced(name: str, by: Callable[..., Any]) -> Iterator[None]:
-    kept = getattr(syncing, name)
-    setattr(syncing, name, by)
+    kept = getattr(bringing, name)
+    setattr(bringing, name, by)
     try:
         yield
     finally:
-        setattr(syncing, name, kept)
+        setattr(bringing, name, kept)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from outpost_runtime.bundle import FolderBundle, write_durably
 from outpost_runtime.update.box import Box, Provisioning, provision
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.coding import Kind, encode_delta
 from outpost_runtime.update.content_keys import (
     content_key_id,
@@ -19,7 +20,7 @@ from outpost_runtime.update.offer import Offer
 from outpost_runtime.update.offers import SignedOffer
 from outpost_runtime.update.release import DeltaReference, Release, block_path, encode_release
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.sync import Outcome, Wishes, sync
+from outpost_runtime.update.sync import Outcome, sync
 
 from tests.support.publisher import NOW, MemoryFetcher, Publisher
 from tests.support.sealed import KEY, Blocks, released

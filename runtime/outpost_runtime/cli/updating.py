@@ -201,7 +201,8 @@ def _sync(parsed: argparse.Namespace) -> int:
 
 def _repair(parsed: argparse.Namespace, sources: "Sources") -> int:
     from outpost_runtime.update.box import open_box  # noqa: PLC0415
-    from outpost_runtime.update.sync import Wishes, repair  # noqa: PLC0415
+    from outpost_runtime.update.bringing import Wishes  # noqa: PLC0415
+    from outpost_runtime.update.sync import repair  # noqa: PLC0415
 
     bar = _Bar()
     plan = repair(open_box(parsed.store), sources, Wishes(planned=bar.begin, progress=bar.add))
@@ -234,7 +235,8 @@ def _update(parsed: argparse.Namespace, sources: "Sources", *, from_stick: bool)
     from outpost_runtime.cli.slots import show_outcome  # noqa: PLC0415
     from outpost_runtime.update.alone import pass_gates  # noqa: PLC0415
     from outpost_runtime.update.box import open_box  # noqa: PLC0415
-    from outpost_runtime.update.sync import Wishes, sync  # noqa: PLC0415
+    from outpost_runtime.update.bringing import Wishes  # noqa: PLC0415
+    from outpost_runtime.update.sync import sync  # noqa: PLC0415
 
     box = open_box(parsed.store)
     bar = _Bar()

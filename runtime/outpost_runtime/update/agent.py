@@ -14,6 +14,7 @@ from pathlib import Path
 
 from outpost_runtime.errors import OutpostError
 from outpost_runtime.update.box import open_box
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.policy import (
     Circumstances,
     UpdatePolicy,
@@ -21,7 +22,7 @@ from outpost_runtime.update.policy import (
     why_wait,
 )
 from outpost_runtime.update.sources import mirrors_near_by, open_sources
-from outpost_runtime.update.sync import Wishes, sync
+from outpost_runtime.update.sync import sync
 
 _LOG = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0

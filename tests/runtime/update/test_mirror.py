@@ -17,6 +17,7 @@ from outpost_runtime.bundle import read_bundle
 from outpost_runtime.cli.main import main
 from outpost_runtime.errors import FetchError, NotFoundError, StoreError
 from outpost_runtime.update.box import Provisioning, provision
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.content_keys import (
     content_key_id,
     encode_wrapped_key,
@@ -36,7 +37,7 @@ from outpost_runtime.update.mirror.ranges import selected
 from outpost_runtime.update.mirror.service import FRESH_SECONDS, MOST_DOWNLOADS
 from outpost_runtime.update.release import block_path
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.sync import Wishes, sync
+from outpost_runtime.update.sync import sync
 
 from tests.support.fixtures import CLASSIFIER
 from tests.support.fleet import Fleet

@@ -21,13 +21,14 @@ from outpost_runtime.update import activation
 from outpost_runtime.update import sources as sources_module
 from outpost_runtime.update.alone import pass_gates
 from outpost_runtime.update.box import open_box
+from outpost_runtime.update.bringing import Wishes
 from outpost_runtime.update.content_keys import content_key_id
 from outpost_runtime.update.fetch.failover import FailoverFetcher
 from outpost_runtime.update.offer import Rollout
 from outpost_runtime.update.release import block_path
 from outpost_runtime.update.reporting import report
 from outpost_runtime.update.sources import Sources
-from outpost_runtime.update.sync import Wishes, repair, sync
+from outpost_runtime.update.sync import repair, sync
 
 from tests.support.candidates import adapter_of, spoiled, version_of
 from tests.support.fixtures import ADAPTERS, CLASSIFIER, DECODER

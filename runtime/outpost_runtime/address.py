@@ -3,10 +3,32 @@
 import ipaddress
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from outpost_runtime.errors import ConfigurationError
 
 _PORT = re.compile("[0-9]{1,5}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an IP address is of this machine's own, which no other one reaches."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if address.version == 6 else None  # noqa: PLR2004 - of IP
+    return (mapped or address).is_loopback
+
+
+def host_of_peer(peer: str) -> str:
+    """Return the host of a client that gRPC names ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``.
+
+    One behind a socket file is of this machine.
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    return "localhost" if kind == "unix" else rest.rpartition(":")[0].strip("[]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +63,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

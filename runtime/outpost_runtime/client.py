@@ -1,5 +1,6 @@
 """A client of the gRPC API, for commands and examples."""
 
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from outpost_runtime.address import Address
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
+    ConfigurationError,
     DeadlineError,
     ExecutionError,
     InvalidInputError,
@@ -28,6 +30,7 @@ from outpost_runtime.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from outpost_runtime.pem import believe, show
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 
@@ -53,12 +56,26 @@ class ClientTls:
         name: A name in its certificate, where its address is none.
         certificate: PEM; the client's own, where the server asks for one.
         key: PEM; of that certificate.
+
+    Raises:
+        ConfigurationError: One of them cannot be used: gRPC would say nothing, or end the process.
     """
 
     authorities: bytes
     name: str | None = None
     certificate: bytes | None = None
     key: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigurationError(
+                "A certificate and its key go together.",
+                hint="Name both, --tls-certificate and --tls-key, or neither.",
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        believe(context, self.authorities)
+        if self.certificate is not None and self.key is not None:
+            show(context, self.certificate, self.key)
 
 
 class Client:

@@ -11,6 +11,7 @@ from contextlib import closing
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from outpost_runtime.errors import ConfigurationError
 from outpost_runtime.update.certificate import CERTIFICATE, make_certificate, name_of, tls_key
-from outpost_runtime.update.device_keys import provision_keys
+from outpost_runtime.update.device_keys import SecretKeyStore, provision_keys
 
 from tests.support import certificates
 from tests.support.fixtures import DECODER
@@ -28,6 +29,7 @@ from tests.support.serving import serving, serving_store
 
 _ID = "0123456789abcdef" * 4
 _NAME = "outpost-0123456789abcdef"
+_KEY = "b657fe2757a761a946454abea8709b6fa9e63e0080fe40be8db927fd6c69e5fa"
 _ANY = "127.0.0.1:0"
 _DOORS = ("--tls-address", _ANY, "--tls-http-address", _ANY, "--threads", "1")
 
@@ -58,17 +60,9 @@ def pair(tmp_path_factory):
     return _Pair(tmp_path_factory.mktemp("server"), "127.0.0.1")
 
 
-class _Client:
-    """A client's certificate that vouches for itself, and its key, in files."""
-
-    def __init__(self, folder):
-        self.certificate, _ = certificates.make_certificate(folder)
-        self.key = folder / "key.pem"
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    return _Client(tmp_path_factory.mktemp("client"))
+    return certificates.issue(tmp_path_factory.mktemp("client"))
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +134,11 @@ def test_mixing_tls_and_none_is_told(server, pair):
     assert "speaks no TLS" in _generate(server.running.address, "--tls-ca", pair.certificate).stderr
 
 
-def test_a_page_of_another_origin_is_refused_and_any_host_of_the_certificate_is_not(server, pair):
-    assert _get(server.http, pair.certificate, Host="box.example") == 200
-    assert _get(server.http, pair.certificate, Origin="https://elsewhere.example") == 403
+def test_pages_of_another_origin_are_refused_those_without_tls_too(server, pair):
+    assert _get(server.http, pair.certificate, Host="box.example") == 200  # it was asked by name
+    assert _get(server.http, pair.certificate, Origin=f"https://{server.http}") == 200
+    for origin in (f"http://{server.http}", "https://elsewhere.example", "null"):
+        assert _get(server.http, pair.certificate, Origin=origin) == 403
 
 
 def test_clients_that_are_asked_show_a_certificate_or_do_not_come_in(asking, pair, client):
@@ -156,6 +152,45 @@ def test_clients_that_are_asked_show_a_certificate_or_do_not_come_in(asking, pai
     for stranger in (None, pair):
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             _get(asking.http, pair.certificate, pair=stranger)
+
+
+def test_a_client_of_an_authority_comes_in_and_what_a_client_has_signed_does_not(
+    tmp_path, pair, client
+):
+    """By both doors; the authority is as plain OpenSSL makes it, without a word on its use."""
+    authority = certificates.issue(tmp_path / "authority", authority=True)
+    member = certificates.issue(tmp_path / "member", by=authority)
+    minted = certificates.issue(tmp_path / "minted", by=member)
+    known = tmp_path / "clients.pem"
+    text = (
+        "# Köln\n".encode() + authority.certificate.read_bytes() + client.certificate.read_bytes()
+    )
+    known.write_bytes(text)
+    options = (*_DOORS, *map(str, pair.options), "--tls-client-ca", str(known))
+    with serving(tmp_path, [DECODER], *options) as running:
+        doors = _Doors(running)
+        for who, comes_in in ((member, True), (client, True), (minted, False)):
+            shown = ("--tls-certificate", who.certificate, "--tls-key", who.key)
+            done = _generate(doors.grpc, "--tls-ca", pair.certificate, *shown)
+            assert (done.returncode == 0) is comes_in
+            try:
+                assert _get(doors.http, pair.certificate, pair=who) == 200
+            except (ssl.SSLError, ConnectionError, http.client.RemoteDisconnected):
+                assert not comes_in
+            else:
+                assert comes_in
+
+
+def test_a_box_s_certificate_vouches_for_no_other(tmp_path, pair):
+    """Whoever has one box's secret is not believed as another by those who trust both."""
+    forged = certificates.issue(tmp_path / "forged", by=pair)
+    options = ("--tls-certificate", forged.certificate, "--tls-key", forged.key)
+    with serving(tmp_path, [DECODER], *_DOORS, *map(str, options)) as running:
+        doors = _Doors(running)
+        assert _generate(doors.grpc, "--tls-ca", pair.certificate).returncode == 1
+        assert _generate(doors.grpc, "--tls-ca", forged.certificate).returncode == 0
+        with pytest.raises(ssl.SSLCertVerificationError):
+            _get(doors.http, pair.certificate)
 
 
 def test_clients_that_break_off_a_handshake_leave_no_trace_and_do_no_harm(server, pair):
@@ -202,6 +237,13 @@ def test_a_box_keeps_its_tls_key_and_its_certificate_holds_at_any_time(tmp_path)
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
 
 
+def test_the_key_of_certificates_that_clients_have_is_made_as_ever():
+    """Another one would shut every client of every box out."""
+    own = SecretKeyStore(bytes(range(32)), "for a test")
+    key = load_pem_private_key(tls_key(own), None)
+    assert f"{key.private_numbers().private_value:064x}" == _KEY
+
+
 @pytest.mark.parametrize("name", ["", "a" * 64, "a..b", "a b", "a\nb", "x\ud800", "10.0.0.7/8"])
 def test_a_name_that_is_none_is_refused(tmp_path, name):
     with pytest.raises(ConfigurationError, match="no host name"):
@@ -231,7 +273,10 @@ def test_keys_and_certificates_that_cannot_be_used_are_told(tmp_path, asking, pa
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
     )
     junk = tmp_path / "junk.pem"
-    junk.write_bytes(b"\0" * 4096)
+    junk.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + b"\0" * 4096)
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    odd = certificates.issue(tmp_path / "odd", key=ed25519.Ed25519PrivateKey.generate())
     large = tmp_path / "large.pem"
     large.write_bytes(b"\n" * ((1 << 20) + 1))
     for certificate, key_file, said in (
@@ -239,7 +284,9 @@ def test_keys_and_certificates_that_cannot_be_used_are_told(tmp_path, asking, pa
         (pair.certificate, locked, "cannot be used"),
         (junk, pair.key, "cannot be used"),
         (pair.certificate, tmp_path / "none.pem", "cannot be read"),
-        (large, pair.key, "larger than"),
+        (large, pair.key, "no PEM file"),
+        (empty, pair.key, "no PEM file"),
+        (odd.certificate, odd.key, "that gRPC does not take"),
     ):
         options = ("--tls-certificate", certificate, "--tls-key", key_file)
         done = _serve(asking.running.store, "--tls-address", _ANY, *options)
@@ -249,7 +296,12 @@ def test_keys_and_certificates_that_cannot_be_used_are_told(tmp_path, asking, pa
     done = _serve(
         asking.running.store, "--tls-address", _ANY, *pair.options, "--tls-client-ca", junk
     )
-    assert "that clients' ones are checked with" in done.stderr
+    assert "certificates to believe" in done.stderr
+    for option in ("--tls-ca", "--tls-certificate"):
+        said = {"--tls-ca": pair.certificate, "--tls-certificate": client.certificate}
+        said |= {"--tls-key": client.key, option: empty}
+        done = _generate(asking.grpc, *(word for pair in said.items() for word in pair))
+        assert (done.returncode, "no PEM file" in done.stderr) == (1, True)
 
 
 def test_options_that_do_not_belong_together_are_told(asking, pair):
@@ -257,6 +309,7 @@ def test_options_that_do_not_belong_together_are_told(asking, pair):
     alone = ("--tls-address", _ANY, "--tls-key", pair.key)
     assert "go together" in _serve(store, *alone).stderr
     assert "has none" in _serve(store, "--tls-address", _ANY).stderr
+    assert "there are none" in _serve(store, "--tls-client-ca", pair.certificate).stderr
     assert "--tls-ca" in _generate(_ANY, "--tls-name", "box").stderr
     assert "go together" in _generate(_ANY, "--tls-ca", pair.key, "--tls-key", pair.key).stderr
 
@@ -269,3 +322,22 @@ def test_a_box_that_has_lost_its_certificate_says_what_to_do(tmp_path):
     done = _serve(store, "--tls-address", _ANY)
     assert done.returncode == 1
     assert "outpost provision" in done.stderr
+
+
+def test_provisioning_again_leaves_the_certificate_unless_names_change(tmp_path):
+    fleet = Fleet(now=int(time.time()))
+    root = tmp_path / "root.json"
+    root.write_bytes(fleet.publisher.root_bytes)
+    store = tmp_path / "store"
+    words = ("provision", "--store", store, "--root", root, "--repo", "http://a.example")
+    assert _outpost(*words).returncode == 0
+    first = (store / CERTIFICATE).read_bytes()
+    again = _outpost(*words)
+    assert (store / CERTIFICATE).read_bytes() == first
+    assert "is a new one" not in again.stdout
+    assert "is a new one" in _outpost(*words, "--host", "box.example").stdout
+    second = (store / CERTIFICATE).read_bytes()
+    assert second != first
+    refused = _outpost(*words, "--host", "no name")
+    assert (refused.returncode, "no host name" in refused.stderr) == (1, True)
+    assert (store / CERTIFICATE).read_bytes() == second

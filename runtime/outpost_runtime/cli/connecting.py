@@ -5,8 +5,7 @@ from pathlib import Path
 
 from outpost_runtime.client import DEFAULT_ADDRESS, Client, ClientTls
 from outpost_runtime.errors import ConfigurationError
-
-_MAX_PEM_BYTES = 1 << 20
+from outpost_runtime.pem import read_pem
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -40,26 +39,6 @@ def connected(parsed: argparse.Namespace) -> Client:
     return Client(parsed.address, tls=_tls(parsed))
 
 
-def read_pem(path: Path) -> bytes:
-    """Read certificates or a key.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or is too large to be one.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_PEM_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror or error}.", hint="Name a PEM file."
-        ) from error
-    if len(data) > _MAX_PEM_BYTES:
-        raise ConfigurationError(
-            f"{path} is larger than {_MAX_PEM_BYTES:,} bytes.", hint="Name a PEM file."
-        )
-    return data
-
-
 def _tls(parsed: argparse.Namespace) -> ClientTls | None:
     more = (parsed.tls_name, parsed.tls_certificate, parsed.tls_key)
     if parsed.tls_ca is None:
@@ -68,11 +47,6 @@ def _tls(parsed: argparse.Namespace) -> ClientTls | None:
                 "How to know the server is not said.", hint="Name its certificate with --tls-ca."
             )
         return None
-    if (parsed.tls_certificate is None) != (parsed.tls_key is None):
-        raise ConfigurationError(
-            "A certificate and its key go together.",
-            hint="Name both, --tls-certificate and --tls-key, or neither.",
-        )
     return ClientTls(
         authorities=read_pem(parsed.tls_ca),
         name=parsed.tls_name,

@@ -123,8 +123,8 @@ def _add_doors(serve: argparse.ArgumentParser) -> None:
         "--tls-client-ca",
         type=Path,
         metavar="FILE",
-        help="PEM: clients must show a certificate that one of these signed; then no client is "
-        "unauthenticated",
+        help="PEM: clients of these doors must show one of these certificates, or one that they "
+        "signed",
     )
 
 
@@ -178,13 +178,23 @@ def _doors(parsed: argparse.Namespace) -> "Doors":
                 "--allow-remote-unauthenticated.",
             )
     if not secured:
+        _check_unused(parsed)
         return Doors(grpc=plain[""], http=plain["http_"])
     tls_doors = TlsDoors(tls=_tls(parsed), grpc=secured.get(""), http=secured.get("http_"))
     return Doors(grpc=plain[""], http=plain["http_"], secured=tls_doors)
 
 
+def _check_unused(parsed: argparse.Namespace) -> None:
+    for name in ("certificate", "key", "client_ca"):
+        if getattr(parsed, f"tls_{name}") is not None:
+            raise ConfigurationError(
+                f"--tls-{name.replace('_', '-')} is for doors with TLS, and there are none.",
+                hint="Say where they are: --tls-address, --tls-http-address.",
+            )
+
+
 def _tls(parsed: argparse.Namespace) -> "Tls":
-    from outpost_runtime.cli.connecting import read_pem  # noqa: PLC0415 - as above
+    from outpost_runtime.pem import read_pem  # noqa: PLC0415 - as above
     from outpost_runtime.server.tls import Tls  # noqa: PLC0415
     from outpost_runtime.update.certificate import CERTIFICATE, tls_key  # noqa: PLC0415
     from outpost_runtime.update.device_keys import open_keys  # noqa: PLC0415

@@ -140,7 +140,7 @@ def _provision(parsed: argparse.Namespace) -> int:
             f"{parsed.root} cannot be read: {error.strerror or error}.",
             hint="Bring the publisher's root.json over a way that you trust.",
         ) from error
-    before = _provisioned_before(parsed.store)
+    before, certificate = _provisioned_before(parsed.store), _read(parsed.store / CERTIFICATE)
     box = provision(
         parsed.store,
         root,
@@ -156,6 +156,8 @@ def _provision(parsed: argparse.Namespace) -> int:
     )
     for line in _replaced(before, box.device) if before else ():
         sys.stdout.write(f"{line}\n")
+    if certificate not in (b"", _read(parsed.store / CERTIFICATE)):
+        sys.stdout.write("The TLS certificate is a new one, which clients have to be given.\n")
     sys.stdout.write(
         f"This box is {box.device.id[:16]}, a {box.device.model}. Its keys: {box.own.describe()}\n"
         f"Bring {parsed.store / IDENTITY} to the publisher, who lets it read the models:\n"
@@ -163,6 +165,10 @@ def _provision(parsed: argparse.Namespace) -> int:
         f"Clients know it over TLS by {parsed.store / CERTIFICATE}, as {name_of(box.device.id)}.\n"
     )
     return 0
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _provisioned_before(store: Path) -> "DeviceFile | None":

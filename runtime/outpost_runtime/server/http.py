@@ -130,7 +130,8 @@ class HttpServer:
     def _check_origin(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")
         origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        scheme, _, place = (origin or "").partition("://")
+        if origin is not None and (place != host or (request.secure and scheme != "https")):
             raise web.HTTPForbidden(reason="Pages of other origins may not use this server")
         if request.secure:  # a browser has compared the name with the certificate
             return

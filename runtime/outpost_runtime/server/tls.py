@@ -1,12 +1,11 @@
 """TLS of the doors that a server opens to its network (RFC 8446, and 1.2 for older clients)."""
 
-import os
 import ssl
 from dataclasses import dataclass, field
 
 import grpc
 
-from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.pem import believe, show
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +19,7 @@ class Tls:
             of these itself. None lets in clients that show none.
 
     Raises:
-        ConfigurationError: One of them is none, or key and certificate are not of one pair.
+        ConfigurationError: One of them cannot be used.
     """
 
     certificate: bytes
@@ -41,24 +40,12 @@ class Tls:
     def http(self) -> ssl.SSLContext:
         """Return it as asyncio takes it."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # A context reads files only; this one is in memory, and gone when it is closed.
-        with os.fdopen(os.memfd_create("tls"), "wb") as file:
-            file.write(self.certificate + b"\n" + self.key)
-            file.flush()
-            try:
-                context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
-            except ssl.SSLError as error:
-                raise ConfigurationError(
-                    f"The server's TLS certificate cannot be used: {error.reason or error}.",
-                    hint="Name PEM files: the certificate, and its own key without a passphrase.",
-                ) from error
+        show(context, self.certificate, self.key)
         if self.client_authorities is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(cadata=self.client_authorities.decode())
-            except (ssl.SSLError, ValueError) as error:
-                raise ConfigurationError(
-                    "The certificates that clients' ones are checked with cannot be used.",
-                    hint="Name a PEM file with --tls-client-ca.",
-                ) from error
+            # As gRPC does, on every Python: a certificate that is named itself needs no other one,
+            # and authorities that plain OpenSSL has made will do.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+            believe(context, self.client_authorities)
         return context

@@ -16,7 +16,7 @@ from pathlib import Path
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import ConfigurationError, StoreError
 from outpost_runtime.store import Store
-from outpost_runtime.update.certificate import CERTIFICATE, make_certificate
+from outpost_runtime.update.certificate import CERTIFICATE, is_current, make_certificate
 from outpost_runtime.update.device import DeviceFile, read_device, write_device
 from outpost_runtime.update.device_identity import encode_identity
 from outpost_runtime.update.device_keys import KeyStore, open_keys, provision_keys
@@ -94,7 +94,7 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
             targets=tuple(wishes.targets),
             sources=tuple(wishes.sources),
         )
-        certificate = make_certificate(own, identity.id, wishes.hosts)
+        certificate = _certificate(folder / CERTIFICATE, own, identity.id, wishes.hosts)
         TrustStore.provision(folder / "trust", root)
         write_durably(folder / IDENTITY, encode_identity(identity))
         write_durably(folder / CERTIFICATE, certificate)
@@ -105,6 +105,14 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
             hint="Name a folder that you may write, with --store.",
         ) from error
     return open_box(folder)
+
+
+def _certificate(path: Path, own: KeyStore, box_id: str, hosts: Sequence[str]) -> bytes:
+    """Return the certificate that clients know, or a new one if it has to say something else."""
+    there = path.read_bytes() if path.exists() else b""
+    if is_current(there, own, box_id, hosts):
+        return there
+    return make_certificate(own, box_id, hosts)
 
 
 def open_box(folder: Path) -> Box:

@@ -22,6 +22,19 @@ from outpost_runtime.update.device_keys import KeyStore
 
 CERTIFICATE = "certificate.pem"
 
+_SIGNS_FOR_ITSELF = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""And for no other one: gRPC's BoringSSL asks this, and not for basic constraints."""
+
 _HOST = re.compile("[A-Za-z0-9._-]{1,253}")
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -54,6 +67,7 @@ def make_certificate(own: KeyStore, box_id: str, names: Sequence[str] = ()) -> b
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (
         (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_SIGNS_FOR_ITSELF, True),
         (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
         (x509.SubjectAlternativeName([_name(text) for text in (subject, *names)]), False),
         (identifier, False),
@@ -70,6 +84,17 @@ def make_certificate(own: KeyStore, box_id: str, names: Sequence[str] = ()) -> b
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical=critical)
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+
+
+def is_current(certificate: bytes, own: KeyStore, box_id: str, names: Sequence[str]) -> bool:
+    """Say whether a certificate is what :func:`make_certificate` would make again."""
+    try:
+        there = x509.load_pem_x509_certificate(certificate)
+        alternatives = there.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    wanted = x509.SubjectAlternativeName([_name(text) for text in (name_of(box_id), *names)])
+    return there.public_key() == _key(own).public_key() and alternatives.value == wanted
 
 
 def _key(own: KeyStore) -> ec.EllipticCurvePrivateKey:

@@ -15,8 +15,11 @@ class _Inference:
     """Stands for a server's models and regions, and sees which thread reads shared memory."""
 
     def __init__(self):
-        self.regions = self
         self.readers = []
+
+    def regions_of(self, host):
+        assert host == "127.0.0.1"
+        return self
 
     def read(self, place):
         self.readers.append(threading.current_thread())

@@ -1,11 +1,21 @@
+import http.client
 import os
 import secrets
+import socket
+from contextlib import closing
 from pathlib import Path
 
+import grpc
 import pytest
-from outpost_runtime.errors import InvalidInputError, NotFoundError
+from inference import grpc_service_pb2 as pb
+from inference import grpc_service_pb2_grpc
+from outpost_runtime.address import host_of_peer, is_loopback
+from outpost_runtime.errors import InvalidInputError, NotFoundError, UnsupportedError
 from outpost_runtime.server.inference.message import Placement
-from outpost_runtime.server.inference.shared_memory import Regions
+from outpost_runtime.server.inference.shared_memory import NoRegions, Regions
+
+from tests.support.fixtures import CLASSIFIER
+from tests.support.serving import serving
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies
 
@@ -116,3 +126,82 @@ def test_no_descriptor_is_left_behind(regions, key):
         with pytest.raises(InvalidInputError):
             regions.register("r", key, 0, 99)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "is_here"),
+    [
+        ("ipv4:127.0.0.1:5000", "127.0.0.1", True),
+        ("ipv6:%5B::1%5D:5000", "::1", True),
+        ("ipv6:[::ffff:127.0.0.1]:5000", "::ffff:127.0.0.1", True),
+        ("ipv6:[::ffff:10.0.0.1]:5000", "::ffff:10.0.0.1", False),
+        ("ipv4:10.0.0.1:5000", "10.0.0.1", False),
+        ("ipv6:%5Bfe80::1%25eth0%5D:5000", "fe80::1%eth0", False),
+        ("unix:/run/outpost/grpc.sock", "localhost", True),
+        ("unix:", "localhost", True),
+        ("", "", False),
+    ],
+)
+def test_a_client_of_this_machine_is_told_from_others(peer, host, is_here):
+    assert host_of_peer(peer) == host
+    assert is_loopback(host) is is_here
+
+
+def test_a_client_elsewhere_has_no_regions_and_sees_nobody_s(key):
+    regions = NoRegions()
+    for ask in (
+        lambda: regions.register("r", key, 0, 64),
+        lambda: regions.unregister(""),
+        lambda: regions.status(""),
+        lambda: regions.read(_place(0, 1)),
+        lambda: regions.write(_place(0, 1), b"a"),
+        lambda: regions.check(_place(0, 1)),
+    ):
+        with pytest.raises(UnsupportedError, match="server's own machine"):
+            ask()
+
+
+def test_both_protocols_refuse_shared_memory_to_clients_that_come_over_the_network(tmp_path, key):
+    host = _address_of_this_machine()
+    options = ("--address", "0.0.0.0:0", "--http-address", "0.0.0.0:0")
+    with serving(tmp_path, [CLASSIFIER], *options, "--allow-remote-unauthenticated") as server:
+        port, http_port = (place.rpartition(":")[2] for place in (server.address, server.http))
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as here:
+            stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(here)
+            stub.SystemSharedMemoryRegister(
+                pb.SystemSharedMemoryRegisterRequest(name="r", key=key, byte_size=64)
+            )
+        with grpc.insecure_channel(f"{host}:{port}") as there:
+            stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(there)
+            for call, request in _uses_of_memory(stub):
+                with pytest.raises(grpc.RpcError, match="server's own machine"):
+                    call(request)
+            assert stub.ModelReady(pb.ModelReadyRequest(name="tiny-classifier")).ready
+        for path in ("region/r/status", "unregister"):
+            with closing(http.client.HTTPConnection(f"{host}:{http_port}", timeout=30)) as asked:
+                method = "GET" if "status" in path else "POST"
+                asked.request(method, f"/v2/systemsharedmemory/{path}")
+                assert asked.getresponse().status == 501
+
+
+def _address_of_this_machine():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no network")
+        return asked.getsockname()[0]
+
+
+def _uses_of_memory(stub):
+    yield stub.SystemSharedMemoryStatus, pb.SystemSharedMemoryStatusRequest()
+    yield stub.SystemSharedMemoryUnregister, pb.SystemSharedMemoryUnregisterRequest()
+    for kind in ("inputs", "outputs"):
+        request = pb.ModelInferRequest(model_name="tiny-classifier")
+        tensor = getattr(request, kind).add(name="input_ids")
+        if kind == "inputs":
+            tensor.datatype = "INT64"
+            tensor.shape.extend([1, 1])
+        tensor.parameters["shared_memory_region"].string_param = "r"
+        tensor.parameters["shared_memory_byte_size"].int64_param = 8
+        yield stub.ModelInfer, request

@@ -11,6 +11,7 @@ import pytest
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc
 from outpost_runtime.server.inference.message import InferResponse
+from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.server.inference.stream import answered
 
 from tests.support.fixtures import CLASSIFIER, DECODER
@@ -84,8 +85,6 @@ def test_models_with_one_answer_give_it_in_the_order_of_the_requests(stub):
 class _Models:
     """Stands for a server's models: ``text`` is decoupled, ``slow`` waits until it may go on."""
 
-    regions = None
-
     def __init__(self):
         self.go = asyncio.Event()
 
@@ -109,7 +108,7 @@ def test_a_text_in_between_changes_nothing_of_the_order_of_the_others():
     async def main():
         models = _Models()
         asyncio.get_running_loop().call_later(0.2, models.go.set)
-        return [answer.infer_response.id async for answer in answered(models, ask(), None)]
+        return [answer.infer_response.id async for answer in answered(models, ask(), Regions(), None)]
 
     assert asyncio.run(main()) == ["text", "slow", "fast"]
 

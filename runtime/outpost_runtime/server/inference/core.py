@@ -12,6 +12,7 @@ from inference import grpc_service_pb2 as pb
 from inference import model_config_pb2
 
 from outpost_runtime import __version__
+from outpost_runtime.address import is_loopback
 from outpost_runtime.embeddings import EmbeddingModel
 from outpost_runtime.errors import (
     BusyError,
@@ -39,7 +40,7 @@ from outpost_runtime.server.inference.parameters import (
     priority_of,
     sequence_of,
 )
-from outpost_runtime.server.inference.shared_memory import Regions
+from outpost_runtime.server.inference.shared_memory import NoRegions, Regions
 from outpost_runtime.server.waiting import Crossing, aside_if_large, end_of, exchanged, result_of
 from outpost_runtime.tensor.model import TensorModel
 from outpost_runtime.tensor.request import Outputs
@@ -56,11 +57,7 @@ T = TypeVar("T")
 
 
 class Inference:
-    """The protocol's operations on a server's models.
-
-    Attributes:
-        regions: Shared memory that clients have registered.
-    """
+    """The protocol's operations on a server's models."""
 
     def __init__(self, models: Models, generation: Generation, crossing: Crossing) -> None:
         self._models = models
@@ -69,12 +66,16 @@ class Inference:
         # Loading waits for a disk, and unloading a model for answers, though not for ever: not in
         # the event loop's few threads.
         self._changing = ThreadPoolExecutor(_CHANGES, thread_name_prefix="models")
-        self.regions = Regions()
+        self._regions, self._no_regions = Regions(), NoRegions()
 
     def close(self) -> None:
         """Forget the regions and end the threads."""
-        self.regions.close()
+        self._regions.close()
         self._changing.shutdown(wait=False, cancel_futures=True)
+
+    def regions_of(self, host: str) -> Regions:
+        """Return the shared memory that clients of a host have registered."""
+        return self._regions if is_loopback(host) else self._no_regions
 
     @property
     def ready(self) -> bool:
@@ -171,14 +172,15 @@ class Inference:
             return
         await end_of(ended)
 
-    def shared_memory(self, name: str) -> pb.SystemSharedMemoryStatusResponse:
-        """Return a registered region, or all for the empty name.
+    def shared_memory(self, name: str, host: str) -> pb.SystemSharedMemoryStatusResponse:
+        """Return a registered region, or all for the empty name, to a client of a host.
 
         Raises:
             NotFoundError: It is not registered.
+            UnsupportedError: The host is not this one.
         """
         response = pb.SystemSharedMemoryStatusResponse()
-        for region in self.regions.status(name):
+        for region in self.regions_of(host).status(name):
             response.regions[region.name].MergeFrom(
                 pb.SystemSharedMemoryStatusResponse.RegionStatus(
                     name=region.name,
@@ -284,8 +286,6 @@ class Inference:
                 raise InvalidInputError(
                     f"The model has no output '{output.name}'; its outputs are {', '.join(known)}."
                 )
-            if output.placement is not None:
-                self.regions.check(output.placement)
         named = {output.name: output for output in reversed(request.outputs)}  # the first counts
         return tuple(named.values()) or tuple(RequestedOutput(name=name) for name in known)
 
@@ -301,7 +301,7 @@ class Inference:
         placement = wanted.placement
         if placement is not None:
             data = to_raw(array)
-            self.regions.write(placement, data)
+            self._regions.write(placement, data)
             placement = replace(placement, byte_size=len(data))
         datatype = next(spec.datatype for spec in model.engine.outputs if spec.name == name)
         return OutputTensor(

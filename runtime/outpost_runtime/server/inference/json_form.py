@@ -25,6 +25,7 @@ from outpost_runtime.server.inference.message import (
 )
 from outpost_runtime.server.inference.parameters import (
     MOST_PLACED,
+    check_outputs,
     check_placements,
     placement_of,
     requested_output,
@@ -64,6 +65,7 @@ def decode(
             raise InvalidInputError(f"Input '{name}' is there twice.")
         feeds[name] = array
     outputs = tuple(map(_requested, reader.optional("outputs", reader.tables) or ()))
+    check_outputs(outputs, regions)
     identity = reader.optional("id", reader.string) or ""
     binary.end()  # what else stands at the top is some clients' own, such as KServe's model_name
     return InferRequest(

@@ -12,6 +12,7 @@ from typing import TypeVar
 from outpost_runtime.errors import InvalidInputError
 from outpost_runtime.priority import Priority
 from outpost_runtime.server.inference.message import Parameter, Placement, RequestedOutput
+from outpost_runtime.server.inference.shared_memory import Regions
 from outpost_runtime.tensor.request import SequenceStep
 
 WANTS_FINAL = "triton_enable_empty_final_response"
@@ -136,6 +137,17 @@ def check_placements(placements: Iterable[Placement | None]) -> None:
         raise InvalidInputError(
             f"The inputs in shared memory are larger than {MOST_PLACED} bytes together."
         )
+
+
+def check_outputs(outputs: Iterable[RequestedOutput], regions: Regions) -> None:
+    """Refuse outputs with places that nothing can be put into.
+
+    Raises:
+        OutpostError: Why; see :meth:`Regions.write`.
+    """
+    for output in outputs:
+        if output.placement is not None:
+            regions.check(output.placement)
 
 
 def placement_of(parameters: Mapping[str, Parameter]) -> Placement | None:

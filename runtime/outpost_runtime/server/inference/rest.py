@@ -109,7 +109,7 @@ class InferenceRoutes:
     async def _infer(self, request: web.Request) -> web.Response:
         model, version = _named(request)
         body, length = await read_body(request), _json_length(request)
-        regions = self._inference.regions
+        regions = self._inference.regions_of(_host(request))
 
         def decode() -> InferRequest:
             return json_form.decode(body, length, model=model, version=version, regions=regions)
@@ -147,7 +147,7 @@ class InferenceRoutes:
         return web.Response()
 
     async def _region_status(self, request: web.Request) -> web.Response:
-        found = self._inference.shared_memory(request.match_info.get("region", ""))
+        found = self._inference.shared_memory(request.match_info.get("region", ""), _host(request))
         return web.json_response(list(json_form.plain(found)["regions"].values()))
 
     async def _register(self, request: web.Request) -> web.Response:
@@ -155,12 +155,18 @@ class InferenceRoutes:
         key, offset = reader.string("key"), reader.integer("offset", 0)
         size = reader.integer("byte_size")
         reader.end()
-        self._inference.regions.register(request.match_info["region"], key, offset, size)
+        regions = self._inference.regions_of(_host(request))
+        regions.register(request.match_info["region"], key, offset, size)
         return web.Response()
 
     async def _unregister(self, request: web.Request) -> web.Response:
-        self._inference.regions.unregister(request.match_info.get("region", ""))
+        regions = self._inference.regions_of(_host(request))
+        regions.unregister(request.match_info.get("region", ""))
         return web.Response()
+
+
+def _host(request: web.Request) -> str:
+    return request.remote or ""
 
 
 def _refusing(sentence: str) -> _Handler:

@@ -8,6 +8,7 @@ import grpc
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc
 
+from outpost_runtime.address import host_of_peer
 from outpost_runtime.errors import UnsupportedError
 from outpost_runtime.server.inference import wire
 from outpost_runtime.server.inference.core import (
@@ -72,7 +73,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        regions = self._inference.regions
+        regions = self._inference.regions_of(_host(context))
         asked = await aside_if_large(wire.size_of(request), lambda: wire.decode(request, regions))
         response = await self._inference.infer(asked, context.time_remaining())
         return await aside_if_large(response.weight, lambda: wire.encode(response))
@@ -80,7 +81,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        stream = answered(self._inference, request_iterator, context.time_remaining())
+        stream = answered(
+            self._inference,
+            request_iterator,
+            self._inference.regions_of(_host(context)),
+            context.time_remaining(),
+        )
         async with aclosing(stream) as answers:
             async for answer in answers:
                 yield answer
@@ -107,12 +113,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Context
     ) -> pb.SystemSharedMemoryStatusResponse:
-        return self._inference.shared_memory(request.name)
+        return self._inference.shared_memory(request.name, _host(context))
 
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        self._inference.regions.register(
+        self._inference.regions_of(_host(context)).register(
             request.name, request.key, request.offset, request.byte_size
         )
         return pb.SystemSharedMemoryRegisterResponse()
@@ -120,7 +126,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._inference.regions.unregister(request.name)
+        self._inference.regions_of(_host(context)).unregister(request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(
@@ -143,3 +149,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> NoReturn:
         raise UnsupportedError(NO_LOG_SETTINGS)
+
+
+def _host(context: Context) -> str:
+    return host_of_peer(context.peer())

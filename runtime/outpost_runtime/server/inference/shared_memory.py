@@ -2,9 +2,9 @@
 
 A client on this machine makes the memory object and names it; this server opens it. What a
 server process may read there is what its user may read in ``/dev/shm``, and no more:
-keys are plain names, and a region lies within its object. Bytes are copied by read and write
-and not by a mapping, because a client that shrinks its object would end the server with
-SIGBUS.
+keys are plain names, and a region lies within its object. Clients elsewhere have no regions.
+Bytes are copied by read and write and not by a mapping, because a client that shrinks its object
+would end the server with SIGBUS.
 """
 
 import os
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from outpost_runtime.errors import InvalidInputError, NotFoundError
+from outpost_runtime.errors import InvalidInputError, NotFoundError, UnsupportedError
 from outpost_runtime.server.inference.message import Placement
 
 MOST_REGIONS = 256
@@ -150,6 +150,34 @@ class Regions:
                 f"'{region.name}' of {region.byte_size}."
             )
         return region
+
+
+class NoRegions(Regions):
+    """Those of a client on another machine: it has no memory here, and sees nobody else's."""
+
+    # ruff: noqa: ARG002 - whatever is asked is refused
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Refuse."""
+        raise _elsewhere()
+
+    def unregister(self, name: str) -> None:
+        """Refuse."""
+        raise _elsewhere()
+
+    def status(self, name: str) -> list[Region]:
+        """Refuse."""
+        raise _elsewhere()
+
+    def _get(self, name: str) -> Region:
+        raise _elsewhere()
+
+
+def _elsewhere() -> UnsupportedError:
+    return UnsupportedError(
+        "Shared memory is for clients on the server's own machine.",
+        hint="Send the tensors, or connect to the server's address on the loopback.",
+    )
 
 
 def _open(key: str, end: int) -> int:

@@ -30,15 +30,22 @@ _Answers = asyncio.Queue[pb.ModelStreamInferResponse | Exception | None]
 
 
 async def answered(
-    inference: Inference, requests: AsyncIterator[pb.ModelInferRequest], seconds_left: float | None
+    inference: Inference,
+    requests: AsyncIterator[pb.ModelInferRequest],
+    regions: Regions,
+    seconds_left: float | None,
 ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
     """Yield the answers to a stream of requests until all of them are answered.
+
+    Args:
+        regions: Shared memory that this client may use.
+        seconds_left: How long the call goes on, or None.
 
     Raises:
         OutpostError: Something in the stream was no request; what came before is answered.
     """
     answers: _Answers = asyncio.Queue(MOST_AT_ONCE)
-    reading = asyncio.create_task(_read(inference, requests, answers, seconds_left))
+    reading = asyncio.create_task(_read(inference, requests, regions, answers, seconds_left))
     try:
         while (answer := await answers.get()) is not None:
             if isinstance(answer, Exception):
@@ -51,6 +58,7 @@ async def answered(
 async def _read(
     inference: Inference,
     requests: AsyncIterator[pb.ModelInferRequest],
+    regions: Regions,
     answers: _Answers,
     seconds_left: float | None,
 ) -> None:
@@ -64,7 +72,7 @@ async def _read(
                 await places.acquire()
                 told = asyncio.Event()
                 # One after the other: of a sequence, what came first is asked first.
-                asked = await _decoded(message, inference.regions)
+                asked = await _decoded(message, regions)
                 decoupled = await _is_decoupled(inference, asked)
                 answering = _Answering(inference, message.id, asked, answers, previous, told)
                 task = group.create_task(answering.run(seconds_left, decoupled=decoupled))

@@ -16,6 +16,7 @@ from outpost_runtime.server.inference.message import (
     Placement,
 )
 from outpost_runtime.server.inference.parameters import (
+    check_outputs,
     check_placements,
     placement_of,
     requested_output,
@@ -52,12 +53,14 @@ def decode(message: pb.ModelInferRequest, regions: Regions) -> InferRequest:
     Raises:
         InvalidInputError: Names repeat, sizes do not match, a datatype or region is not known.
     """
+    outputs = tuple(requested_output(o.name, _parameters(o)) for o in message.outputs)
+    check_outputs(outputs, regions)
     return InferRequest(
         model=message.model_name,
         version=message.model_version,
         id=message.id,
         feeds=_feeds(message, regions),
-        outputs=tuple(requested_output(o.name, _parameters(o)) for o in message.outputs),
+        outputs=outputs,
         parameters=_parameters(message),
     )
 

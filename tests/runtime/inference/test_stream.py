@@ -108,7 +108,8 @@ def test_a_text_in_between_changes_nothing_of_the_order_of_the_others():
     async def main():
         models = _Models()
         asyncio.get_running_loop().call_later(0.2, models.go.set)
-        return [answer.infer_response.id async for answer in answered(models, ask(), Regions(), None)]
+        answers = answered(models, ask(), Regions(), None)
+        return [answer.infer_response.id async for answer in answers]
 
     assert asyncio.run(main()) == ["text", "slow", "fast"]
 

@@ -1,10 +1,13 @@
 """Boxes for the tests that boot the image; `make image` comes first."""
 
 import json
+import socket
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 
 import pytest
 from outpost.v1 import text_pb2
@@ -65,6 +68,7 @@ def factory_new(built, publisher, repository, tmp_path_factory):  # noqa: ARG001
         publisher.grant(folder / "box.identity.json")
         box.times["model served"] = box.wait(lambda: is_served(box, MODEL))
         box.answers = [ask(box)[0], ask(box, tls=_tls_of(folder))[0]]
+        box.ready_over_tls = _ready_over_tls(box)
         box.first_report = box.report()
         box.power_button()
     return box
@@ -86,9 +90,9 @@ def provisioning_stick(path, publisher, repository):
             "config/outpost.toml": "[update]\nevery_minutes = 1\nmirrors = false\n",
             "config/serve.env": "GRPC_ADDRESS=0.0.0.0:8001\nHTTP_ADDRESS=0.0.0.0:8000\n"
             "SERVE_OPTIONS=--allow-remote-unauthenticated --tls-address 0.0.0.0:8444 "
-            "--tls-client-ca /etc/outpost/clients.pem\n",
+            "--tls-http-address 0.0.0.0:8443 --tls-client-ca /etc/outpost/clients.pem\n",
             "config/clients.pem": certificate,
-            "config/doors.nft": "add element inet outpost doors { 8000, 8001, 8444 }\n",
+            "config/doors.nft": "add element inet outpost doors { 8000, 8001, 8443, 8444 }\n",
         },
     )
 
@@ -106,6 +110,16 @@ def _tls_of(folder):
         certificate=(folder / "certificate.pem").read_bytes(),
         key=(folder / "key.pem").read_bytes(),
     )
+
+
+def _ready_over_tls(box):
+    context = ssl.create_default_context(cafile=box.folder / "box.certificate.pem")
+    context.load_cert_chain(box.folder / "certificate.pem", box.folder / "key.pem")
+    with closing(socket.create_connection(("127.0.0.1", box.https), timeout=60)) as connection:
+        name = _tls_of(box.folder).name
+        with context.wrap_socket(connection, server_hostname=name) as secured:
+            secured.sendall(b"GET /v2/health/ready HTTP/1.0\r\n\r\n")
+            return secured.recv(15).decode()
 
 
 def ask(box, model=MODEL, tls=None):

@@ -38,6 +38,7 @@ def test_a_new_box_takes_a_stick_and_serves_what_its_publisher_offers(factory_ne
 def test_a_client_knows_the_box_by_the_certificate_that_its_stick_brought_home(factory_new):
     plain, over_tls = factory_new.answers
     assert over_tls == plain != ""
+    assert factory_new.ready_over_tls.endswith(" 200 OK")
 
 
 def test_the_root_is_verity_and_nothing_but_state_models_and_kernels_can_be_written(factory_new):

@@ -1,4 +1,4 @@
-"""One box in qemu: UEFI with Secure Boot, a TPM or none, a disk, a serial cable, three ports.
+"""One box in qemu: UEFI with Secure Boot, a TPM or none, a disk, a serial cable, four ports.
 
 A machine is a folder (disk, TPM, firmware variables), so a copy of the folder is a copy of the box.
 Killing is done by process id, and loses nothing that the guest had flushed.
@@ -56,6 +56,7 @@ class Machine:
     grpc: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
     http: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
     tls: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
+    https: int = field(default_factory=lambda: free_port())  # noqa: PLW0108 - it stands below
     began: float = 0.0
 
     def __enter__(self) -> Self:
@@ -152,7 +153,7 @@ class Machine:
             time.sleep(0.05)
 
     def _arguments(self) -> list[str]:
-        doors = ((self.grpc, 8001), (self.http, 8000), (self.tls, 8444))
+        doors = ((self.grpc, 8001), (self.http, 8000), (self.tls, 8444), (self.https, 8443))
         forwards = ",".join(f"hostfwd=tcp:127.0.0.1:{here}-:{there}" for here, there in doors)
         code = f"{_FIRMWARE}/OVMF_CODE_4M.secboot.fd"
         words = [

@@ -92,7 +92,7 @@ def _comes_to_version_2(box):
         return box.report()["failed"] == [""]
 
 
-@pytest.mark.usefixtures("built")
+@pytest.mark.usefixtures("built", "offered")
 def test_what_does_not_fit_on_the_disk_is_not_begun(publisher, repository, tmp_path):
     box = new_machine(tmp_path / "small", disk_bytes=3400 << 20)
     stick = provisioning_stick(box.folder / "stick.img", publisher, repository)

@@ -17,7 +17,6 @@ from tests.image.conftest import (
     take_home,
     version,
 )
-from tests.support.candidates import version_of
 from tests.support.fixtures import DECODER
 from tests.support.metal.machine import new_machine
 from tests.support.metal.models import larger_version
@@ -102,14 +101,16 @@ def test_what_does_not_fit_on_the_disk_is_not_begun(publisher, repository, tmp_p
         take_home(stick, box.folder)
         publisher.grant(box.folder / "box.identity.json")
         box.wait(lambda: is_served(box))
-        free = box.report()["disk models"]
+        box.wait(lambda: version(box) == ["2"])
+        sent = publisher.sent
         huge = larger_version(DECODER, tmp_path, "3", 1 << 30)
         publisher.publish(huge, MODEL)
         try:
             time.sleep(150)  # it has asked meanwhile
             assert (is_served(box), version(box)) == (True, ["2"])
             ask(box)
+            assert 0 < publisher.sent - sent < 8 << 20  # what is offered, and nothing of it
         finally:
-            publisher.publish(version_of(DECODER, tmp_path, "4"), MODEL)
-        box.wait(lambda: version(box) == ["4"], 600)
-        assert box.report()["disk models"] == free
+            publisher.publish(larger_version(DECODER, tmp_path, "4", 1 << 20), MODEL)
+        box.wait(lambda: version(box) == ["4"])
+        assert_healthy(box)

@@ -366,7 +366,10 @@ def test_metrics_count_calls_and_tokens(server, text):
     before = _metric(server, name)
     list(text.Generate(_request(max_new_tokens=7)))
     assert _metric(server, name) == before + 7
-    assert _metric(server, 'outpost_calls_total{code="INVALID_ARGUMENT"') > 0
+    refused = 'outpost_calls_total{code="INVALID_ARGUMENT"'
+    before = _metric(server, refused)
+    _refused(text.Generate, _request(temperature=-1))
+    assert _metric(server, refused) == before + 1
 
 
 def test_the_log_tells_nothing_of_prompts(server, text):

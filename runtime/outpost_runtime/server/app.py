@@ -176,11 +176,11 @@ async def serve_until_signal(
     server = Server(models)
     opened = await server.start(doors)
     _LOG.info("serving %s on %s", names_of(models), opened.grpc)
-    _LOG.info("HTTP on http://%s, metrics on http://%s/metrics", opened.http, opened.http)
     if opened.secured and opened.secured.grpc:
         _LOG.info("TLS for gRPC on %s", opened.secured.grpc)
     if opened.secured and opened.secured.http:
         _LOG.info("TLS for HTTP on https://%s", opened.secured.http)
+    _LOG.info("HTTP on http://%s, metrics on http://%s/metrics", opened.http, opened.http)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,16 +9,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _COMMAND = "import sys; from outpost_export.cli import main; sys.exit(main())"
 _ENVIRONMENT = {"OUTPOST_PASSPHRASE": "only for tests, of this machine"}
 
 
 class Publisher:
-    """Keys and a repository in a folder."""
+    """Keys and a repository in a folder.
+
+    Attributes:
+        sent: Bytes that boxes have fetched.
+    """
 
     def __init__(self, folder: Path, *families: str) -> None:
         self.repo, self._keys = folder / "repo", folder / "keys"
+        self.sent = 0
         named = [word for family in families for word in ("--family", family)]
         self._run("keys", "init", "--root-keys", "1", "--root-threshold", "1", *named)
 
@@ -44,7 +50,7 @@ class Publisher:
     @contextmanager
     def web(self) -> Iterator[str]:
         """Serve the repository; gives its address as a box sees it."""
-        handler = functools.partial(_Quiet, directory=str(self.repo))
+        handler = functools.partial(_Counting, self, directory=str(self.repo))
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -70,8 +76,17 @@ def command(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _Counting(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def __init__(self, publisher: Publisher, *arguments: Any, **named: Any) -> None:
+        self._publisher = publisher
+        super().__init__(*arguments, **named)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword == "Content-Length":
+            self._publisher.sent += int(value)
+        super().send_header(keyword, value)
 
     def log_message(self, *_: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""Where a server listens, and whether a client is of its machine."""
 
 import ipaddress
 import re

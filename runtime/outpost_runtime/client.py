@@ -21,7 +21,6 @@ from outpost_runtime.address import Address
 from outpost_runtime.errors import (
     BundleError,
     BusyError,
-    ConfigurationError,
     DeadlineError,
     ExecutionError,
     InvalidInputError,
@@ -54,8 +53,7 @@ class ClientTls:
     Attributes:
         authorities: PEM; the server's own certificate, or of who vouches for it.
         name: A name in its certificate, where its address is none.
-        certificate: PEM; the client's own, where the server asks for one.
-        key: PEM; of that certificate.
+        shown: The client's own certificate and its key, in PEM, where the server asks for one.
 
     Raises:
         ConfigurationError: One of them cannot be used: gRPC would say nothing, or end the process.
@@ -63,19 +61,13 @@ class ClientTls:
 
     authorities: bytes
     name: str | None = None
-    certificate: bytes | None = None
-    key: bytes | None = field(default=None, repr=False)
+    shown: tuple[bytes, bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            raise ConfigurationError(
-                "A certificate and its key go together.",
-                hint="Name both, --tls-certificate and --tls-key, or neither.",
-            )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         believe(context, self.authorities)
-        if self.certificate is not None and self.key is not None:
-            show(context, self.certificate, self.key)
+        if self.shown is not None:
+            show(context, *self.shown)
 
 
 class Client:
@@ -97,7 +89,8 @@ class Client:
         else:
             if tls.name is not None:
                 options.append(("grpc.ssl_target_name_override", tls.name))
-            credentials = grpc.ssl_channel_credentials(tls.authorities, tls.key, tls.certificate)
+            certificate, key = tls.shown or (None, None)
+            credentials = grpc.ssl_channel_credentials(tls.authorities, key, certificate)
             self._channel = grpc.secure_channel(str(self._address), credentials, options)
         self._text = text_pb2_grpc.TextStub(self._channel)
         self._embeddings = embeddings_pb2_grpc.EmbeddingsStub(self._channel)

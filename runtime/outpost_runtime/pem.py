@@ -4,9 +4,6 @@ import os
 import ssl
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
 from outpost_runtime.errors import ConfigurationError
 
 _MAX_BYTES = 1 << 20
@@ -31,6 +28,22 @@ def read_pem(path: Path) -> bytes:
     return data
 
 
+def read_pair(certificate: Path | None, key: Path | None) -> tuple[bytes, bytes] | None:
+    """Read a certificate and its key, where they are named.
+
+    Raises:
+        ConfigurationError: One is named without the other, or a file is none.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigurationError(
+            "A certificate and its key go together.",
+            hint="Name both, --tls-certificate and --tls-key, or neither.",
+        )
+    return read_pem(certificate), read_pem(key)
+
+
 def show(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     """Let a context show a certificate.
 
@@ -52,6 +65,9 @@ def show(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
                 f"This TLS certificate and key cannot be used: {error.reason or error}.",
                 hint="Name PEM files: a certificate, and its own key without a passphrase.",
             ) from error
+    from cryptography import x509  # noqa: PLC0415 - a sixth of a second, for who has a certificate
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: PLC0415
+
     public = x509.load_pem_x509_certificate(certificate).public_key()
     curves = (ec.SECP256R1, ec.SECP384R1)
     is_curve = isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, curves)

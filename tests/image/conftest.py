@@ -107,8 +107,7 @@ def _tls_of(folder):
     return ClientTls(
         authorities=(folder / "box.certificate.pem").read_bytes(),
         name=name_of(json.loads((folder / "box.identity.json").read_text())["id"]),
-        certificate=(folder / "certificate.pem").read_bytes(),
-        key=(folder / "key.pem").read_bytes(),
+        shown=tuple((folder / name).read_bytes() for name in ("certificate.pem", "key.pem")),
     )
 
 

@@ -59,6 +59,7 @@ def test_a_model_is_swapped_and_no_request_fails(swapped, show):
     assert swapped.first_report["failed"] == [""]
 
 
+@pytest.mark.timeout(4 * 3600)  # two hours and a quarter, beside other work
 def test_power_that_goes_ten_times_during_a_model_s_update_harms_nothing(
     swapped, factory_new, tmp_path, show
 ):

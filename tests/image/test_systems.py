@@ -95,6 +95,7 @@ def test_a_bad_system_goes_back_by_itself_and_is_not_tried_again(
         assert box.console().count("installing system 3") == 1
 
 
+@pytest.mark.timeout(4 * 3600)  # two hours and a quarter, beside other work
 def test_power_that_goes_ten_times_during_a_system_s_update_harms_nothing(waiting, tmp_path, show):
     """What the one cut left is what the next start finds; a box that is through is replaced."""
     moments = random.Random(6)  # noqa: S311 - no secret

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from outpost_runtime.client import DEFAULT_ADDRESS, Client, ClientTls
 from outpost_runtime.errors import ConfigurationError
-from outpost_runtime.pem import read_pem
+from outpost_runtime.pem import read_pair, read_pem
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,5 @@ def _tls(parsed: argparse.Namespace) -> ClientTls | None:
     return ClientTls(
         authorities=read_pem(parsed.tls_ca),
         name=parsed.tls_name,
-        certificate=parsed.tls_certificate and read_pem(parsed.tls_certificate),
-        key=parsed.tls_key and read_pem(parsed.tls_key),
+        shown=read_pair(parsed.tls_certificate, parsed.tls_key),
     )

@@ -166,10 +166,11 @@ def _doors(parsed: argparse.Namespace) -> "Doors":
     from outpost_runtime.address import Address  # noqa: PLC0415 - as above
     from outpost_runtime.server.app import Doors, TlsDoors  # noqa: PLC0415
 
-    plain = {name: Address.parse(getattr(parsed, f"{name}address")) for name in ("", "http_")}
-    said = {name: getattr(parsed, f"tls_{name}address") for name in ("", "http_")}
-    secured = {name: Address.parse(text) for name, text in said.items() if text is not None}
-    open_to_all = [*plain.values(), *(secured.values() if parsed.tls_client_ca is None else ())]
+    grpc, http = Address.parse(parsed.address), Address.parse(parsed.http_address)
+    said = (parsed.tls_address, parsed.tls_http_address)
+    tls_grpc, tls_http = (None if text is None else Address.parse(text) for text in said)
+    secured = [address for address in (tls_grpc, tls_http) if address is not None]
+    open_to_all = [grpc, http] if parsed.tls_client_ca else [grpc, http, *secured]
     for address in open_to_all:
         if not address.is_loopback and not parsed.allow_remote_unauthenticated:
             raise ConfigurationError(
@@ -179,9 +180,9 @@ def _doors(parsed: argparse.Namespace) -> "Doors":
             )
     if not secured:
         _check_unused(parsed)
-        return Doors(grpc=plain[""], http=plain["http_"])
-    tls_doors = TlsDoors(tls=_tls(parsed), grpc=secured.get(""), http=secured.get("http_"))
-    return Doors(grpc=plain[""], http=plain["http_"], secured=tls_doors)
+        return Doors(grpc=grpc, http=http)
+    tls_doors = TlsDoors(tls=_tls(parsed), grpc=tls_grpc, http=tls_http)
+    return Doors(grpc=grpc, http=http, secured=tls_doors)
 
 
 def _check_unused(parsed: argparse.Namespace) -> None:
@@ -194,27 +195,26 @@ def _check_unused(parsed: argparse.Namespace) -> None:
 
 
 def _tls(parsed: argparse.Namespace) -> "Tls":
-    from outpost_runtime.pem import read_pem  # noqa: PLC0415 - as above
+    from outpost_runtime.pem import read_pair, read_pem  # noqa: PLC0415 - as above
     from outpost_runtime.server.tls import Tls  # noqa: PLC0415
-    from outpost_runtime.update.certificate import CERTIFICATE, tls_key  # noqa: PLC0415
+
+    certificate, key = read_pair(parsed.tls_certificate, parsed.tls_key) or _own(parsed.store)
+    authorities = None if parsed.tls_client_ca is None else read_pem(parsed.tls_client_ca)
+    return Tls(certificate=certificate, key=key, client_authorities=authorities)
+
+
+def _own(store: Path) -> tuple[bytes, bytes]:
+    """Return the certificate that provisioning has made, and its key."""
+    from outpost_runtime.update.certificate import certificate_of, tls_key  # noqa: PLC0415 - as above
     from outpost_runtime.update.device_keys import open_keys  # noqa: PLC0415
 
-    if (parsed.tls_certificate is None) != (parsed.tls_key is None):
+    certificate = certificate_of(store)
+    if not certificate:
         raise ConfigurationError(
-            "A certificate and its key go together.",
-            hint="Name both, --tls-certificate and --tls-key, or neither.",
-        )
-    own = parsed.tls_key is None
-    if own and not (parsed.store / CERTIFICATE).exists():
-        raise ConfigurationError(
-            f"TLS needs a certificate, and {parsed.store} has none.",
+            f"TLS needs a certificate, and {store} has none.",
             hint="Name one, --tls-certificate FILE --tls-key FILE; 'outpost provision' makes one.",
         )
-    return Tls(
-        certificate=read_pem(parsed.store / CERTIFICATE if own else parsed.tls_certificate),
-        key=tls_key(open_keys(parsed.store)) if own else read_pem(parsed.tls_key),
-        client_authorities=parsed.tls_client_ca and read_pem(parsed.tls_client_ca),
-    )
+    return certificate, tls_key(open_keys(store))
 
 
 def _keep_up(store: Store, keeper: "Keeper", policy: "UpdatePolicy") -> Callable[[], None]:

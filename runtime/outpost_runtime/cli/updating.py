@@ -128,7 +128,7 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
 
 def _provision(parsed: argparse.Namespace) -> int:
     from outpost_runtime.update.box import IDENTITY, Provisioning, provision  # noqa: PLC0415
-    from outpost_runtime.update.certificate import CERTIFICATE, name_of  # noqa: PLC0415
+    from outpost_runtime.update.certificate import CERTIFICATE, certificate_of, name_of  # noqa: PLC0415
     from outpost_runtime.update.sources import open_sources  # noqa: PLC0415
 
     open_sources(parsed.repo, policy_of(parsed.config))  # before anything is written
@@ -140,7 +140,7 @@ def _provision(parsed: argparse.Namespace) -> int:
             f"{parsed.root} cannot be read: {error.strerror or error}.",
             hint="Bring the publisher's root.json over a way that you trust.",
         ) from error
-    before, certificate = _provisioned_before(parsed.store), _read(parsed.store / CERTIFICATE)
+    before, certificate = _provisioned_before(parsed.store), certificate_of(parsed.store)
     box = provision(
         parsed.store,
         root,
@@ -156,7 +156,7 @@ def _provision(parsed: argparse.Namespace) -> int:
     )
     for line in _replaced(before, box.device) if before else ():
         sys.stdout.write(f"{line}\n")
-    if certificate not in (b"", _read(parsed.store / CERTIFICATE)):
+    if certificate not in (b"", certificate_of(parsed.store)):
         sys.stdout.write("The TLS certificate is a new one, which clients have to be given.\n")
     sys.stdout.write(
         f"This box is {box.device.id[:16]}, a {box.device.model}. Its keys: {box.own.describe()}\n"
@@ -165,10 +165,6 @@ def _provision(parsed: argparse.Namespace) -> int:
         f"Clients know it over TLS by {parsed.store / CERTIFICATE}, as {name_of(box.device.id)}.\n"
     )
     return 0
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
 
 
 def _provisioned_before(store: Path) -> "DeviceFile | None":

@@ -16,7 +16,6 @@ from pathlib import Path
 from outpost_runtime.bundle import write_durably
 from outpost_runtime.errors import ConfigurationError, StoreError
 from outpost_runtime.store import Store
-from outpost_runtime.update.certificate import CERTIFICATE, is_current, make_certificate
 from outpost_runtime.update.device import DeviceFile, read_device, write_device
 from outpost_runtime.update.device_identity import encode_identity
 from outpost_runtime.update.device_keys import KeyStore, open_keys, provision_keys
@@ -74,6 +73,12 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
         StoreError: The folder cannot be written, or models were added to it by hand.
         ConfigurationError: A name cannot be one, or the TPM is not there.
     """
+    # Here and not above: a sixth of a second, at every start of a server.
+    from outpost_runtime.update.certificate import (  # noqa: PLC0415
+        CERTIFICATE,
+        current_certificate,
+    )
+
     if not wishes.sources:
         raise ConfigurationError("A box needs to know where to ask.", hint="Say it with --repo.")
     by_hand = [n for n, slot in Store(folder).slots().items() if slot.active and not slot.release]
@@ -94,7 +99,7 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
             targets=tuple(wishes.targets),
             sources=tuple(wishes.sources),
         )
-        certificate = _certificate(folder / CERTIFICATE, own, identity.id, wishes.hosts)
+        certificate = current_certificate(folder, own, identity.id, wishes.hosts)
         TrustStore.provision(folder / "trust", root)
         write_durably(folder / IDENTITY, encode_identity(identity))
         write_durably(folder / CERTIFICATE, certificate)
@@ -105,14 +110,6 @@ def provision(folder: Path, root: bytes, wishes: Provisioning) -> Box:
             hint="Name a folder that you may write, with --store.",
         ) from error
     return open_box(folder)
-
-
-def _certificate(path: Path, own: KeyStore, box_id: str, hosts: Sequence[str]) -> bytes:
-    """Return the certificate that clients know, or a new one if it has to say something else."""
-    there = path.read_bytes() if path.exists() else b""
-    if is_current(there, own, box_id, hosts):
-        return there
-    return make_certificate(own, box_id, hosts)
 
 
 def open_box(folder: Path) -> Box:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from outpost_runtime.errors import ConfigurationError
+from outpost_runtime.errors import ConfigurationError, unreadable
 from outpost_runtime.update.device_keys import KeyStore
 
 CERTIFICATE = "certificate.pem"
@@ -86,8 +87,36 @@ def make_certificate(own: KeyStore, box_id: str, names: Sequence[str] = ()) -> b
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
-def is_current(certificate: bytes, own: KeyStore, box_id: str, names: Sequence[str]) -> bool:
-    """Say whether a certificate is what :func:`make_certificate` would make again."""
+def certificate_of(store: Path) -> bytes:
+    """Return a box's certificate, in PEM; nothing where it has none.
+
+    Raises:
+        StoreError: It may not be read.
+    """
+    try:
+        return (store / CERTIFICATE).read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise unreadable(store / CERTIFICATE, error) from error
+
+
+def current_certificate(
+    store: Path, own: KeyStore, box_id: str, names: Sequence[str] = ()
+) -> bytes:
+    """Return the certificate that clients know, or a new one where it has to say something else.
+
+    Raises:
+        ConfigurationError: A name cannot be one.
+        StoreError: The one that is there may not be read.
+    """
+    there = certificate_of(store)
+    if _is_current(there, own, box_id, names):
+        return there
+    return make_certificate(own, box_id, names)
+
+
+def _is_current(certificate: bytes, own: KeyStore, box_id: str, names: Sequence[str]) -> bool:
     try:
         there = x509.load_pem_x509_certificate(certificate)
         alternatives = there.extensions.get_extension_for_class(x509.SubjectAlternativeName)
